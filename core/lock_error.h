@@ -1,0 +1,57 @@
+// Why something failed, as an absl::Status that carries a typed reason.
+//
+//   absl::StatusOr<Lock> lock = locks.Acquire("orders/42", {.acquire_timeout = absl::Seconds(5)});
+//   if (ReasonOf(lock.status()) == Reason::kAcquireTimeout) ...
+//
+// Thread safety: pure functions.
+#ifndef LATCHKEY_CORE_LOCK_ERROR_H_
+#define LATCHKEY_CORE_LOCK_ERROR_H_
+
+#include <string_view>
+
+#include "absl/status/status.h"
+
+namespace latchkey {
+
+enum class Reason {
+  kNone,                // OK, or a status that did not come from this library.
+  kAcquireTimeout,      // kDeadlineExceeded: not granted within acquire_timeout.
+  kExecutionTimeout,    // kDeadlineExceeded: the body ran longer than max_execution_time.
+  kOccupationTimeout,   // kDeadlineExceeded: queue and body took longer than max_occupation_time.
+  kAttemptsExhausted,   // kUnavailable: denied max_attempts times.
+  kHeldByOther,         // kUnavailable: held, and the request was not to wait.
+  kTooManyPending,      // kResourceExhausted: the admission policy refused, or shed it.
+  kCancelled,           // kCancelled: by the caller.
+  kShutdown,            // kCancelled: the manager was destroyed.
+  kStolen,              // kAborted: the grace was over before the holder yielded.
+  kExpired,             // kAborted: the lease ran out.
+  kLost,                // kAborted: the backend no longer knows the hold, or could not be asked.
+  kYieldRequested,      // kAborted: the holder was asked to yield and has not lost the lock yet.
+  kDeadlock,            // kAborted: waiting would close a cycle.
+  kBackendUnavailable,  // kUnavailable: the backend could not be reached; nothing was done.
+  kBackendUnknown,      // kUnknown: the step may have been executed; it is being compensated.
+  kInvalidArgument,     // kInvalidArgument: names the field and its value.
+  kNotSupported,        // kUnimplemented: this backend lacks what an option asks for.
+  kWouldBlock,          // kFailedPrecondition: a blocking call inside a callback of the library.
+  kNotHeld,             // kFailedPrecondition: the lock is empty or was already released.
+};
+
+// The reason's name, as in the enum without the "k": "AcquireTimeout".
+std::string_view ReasonName(Reason reason);
+
+// The status code that belongs to a reason (see the table above); kOk for kNone.
+absl::StatusCode CodeOf(Reason reason);
+
+// A status with the code of `reason`, this message, and the reason as a payload.
+absl::Status MakeError(Reason reason, std::string_view message);
+
+// Reads the reason back; kNone for OK and for statuses made elsewhere.
+Reason ReasonOf(const absl::Status& status);
+
+// For backends: nothing was done / the outcome is not known.
+absl::Status BackendUnavailableError(std::string_view message);
+absl::Status BackendUnknownError(std::string_view message);
+
+}  // namespace latchkey
+
+#endif  // LATCHKEY_CORE_LOCK_ERROR_H_
