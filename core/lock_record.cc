@@ -20,7 +20,7 @@ bool IsSuccessor(const LockRecord& record, AcquisitionId acquisition) {
   return record.successor && record.successor->acquisition == acquisition;
 }
 
-void Tell(Effects& effects, std::vector<AcquisitionId> to, WatchEvent event) {
+void Tell(Effects& effects, AcquisitionList to, WatchEvent event) {
   effects.notices.push_back({std::move(to), event});
 }
 

@@ -13,19 +13,23 @@
 
 #include <optional>
 #include <string>
-#include <vector>
+#include <string_view>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/time/time.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/locking_protocol.h"
 
 namespace latchkey {
 
+// Most holds have one handle.
+using AcquisitionList = absl::InlinedVector<AcquisitionId, 1>;
+
 struct LockRecord {
   struct Holder {
     std::string owner = {};  // Empty: anonymous.
     // The acquisitions that hold; at least one. In order of entry, no duplicates.
-    std::vector<AcquisitionId> handles = {};
+    AcquisitionList handles = {};
     Priority priority = 0;
     bool preemptible = true;
     FencingToken token = 0;
@@ -59,7 +63,7 @@ struct LockRecord {
 // Whom a step concerns besides its caller.
 struct Notice {
   // Every handle of the holder concerned, or the one waiting thief.
-  std::vector<AcquisitionId> to = {};
+  AcquisitionList to = {};
   WatchEvent event = {};
 };
 
@@ -71,7 +75,7 @@ struct Effects {
   bool became_free = false;
   // Why, if became_free because a hold ended.
   HoldEnd why = HoldEnd::kReleased;
-  std::vector<Notice> notices = {};
+  absl::InlinedVector<Notice, 1> notices = {};
 };
 
 // Drops a holder or successor whose deadline is over. Every Apply begins with it; a backend calls

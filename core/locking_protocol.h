@@ -207,6 +207,7 @@ enum class WatchEventKind {
   kDisplaced,       // To a waiting thief: its reservation was taken over, or is void.
 };
 
+// Why a hold ended. Where a backend no longer knows, it says kExpired.
 enum class HoldEnd { kReleased, kExpired, kStolen };
 
 struct WatchEvent {
@@ -219,11 +220,17 @@ struct WatchEvent {
   Priority thief_priority = 0;
 };
 
+// Whether a watch is that of a holder, or of somebody who waits. It makes the difference for a
+// holder that lost its hold before it subscribed: it hears kHoldEnded at once and does not count as
+// a waiter.
+enum class WatchRole { kWaiter, kHolder };
+
 struct WatchRequest {
   // May be empty if `hint` is set and the backend's `hint_identifies_hold` is true.
   ResourceName resource = {};
   // Whose events: a handle of the holder, or an acquisition that waits.
   AcquisitionId acquisition = {};
+  WatchRole role = WatchRole::kWaiter;
   LeaseHint hint = 0;
   // The rest is for waiters.
   std::string_view owner = {};
