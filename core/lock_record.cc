@@ -144,7 +144,8 @@ void Expire(LockRecord& record, absl::Time now, Effects& effects) {
     EndHold(record, HoldEnd::kExpired, effects);
   }
   if (record.successor && record.successor->deadline <= now) {
-    Tell(effects, {record.successor->acquisition}, {.kind = WatchEventKind::kDisplaced});
+    Tell(effects, {record.successor->acquisition},
+         {.kind = WatchEventKind::kDisplaced, .why = HoldEnd::kExpired});
     WithdrawReservation(record, effects);
   }
 }

@@ -212,7 +212,7 @@ enum class HoldEnd { kReleased, kExpired, kStolen };
 
 struct WatchEvent {
   WatchEventKind kind = WatchEventKind::kHoldEnded;
-  // kHoldEnded: why.
+  // kHoldEnded: why. kDisplaced: kExpired if the reservation itself ran out.
   HoldEnd why = HoldEnd::kReleased;
   // kYieldRequested: what is left of the grace; infinite without forced hand-over.
   absl::Duration grace_remaining = absl::InfiniteDuration();
@@ -226,7 +226,7 @@ struct WatchEvent {
 enum class WatchRole { kWaiter, kHolder };
 
 struct WatchRequest {
-  // May be empty if `hint` is set and the backend's `hint_identifies_hold` is true.
+  // A holder may leave it empty if `hint` is set and the backend's `hint_identifies_hold` is true.
   ResourceName resource = {};
   // Whose events: a handle of the holder, or an acquisition that waits.
   AcquisitionId acquisition = {};

@@ -1,0 +1,763 @@
+#include "latchkey/memory_backend/memory_backend.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <limits>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/optimization.h"
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "latchkey/core/lock_error.h"
+#include "latchkey/core/lock_record.h"
+#include "latchkey/memory_backend/slot_table.h"
+
+namespace latchkey {
+namespace memory_backend_internal {
+
+// One subscription. Events are queued while a shard's mutex is held, which fixes their order, and
+// delivered after it was released, by one thread at a time.
+class Watcher {
+ public:
+  Watcher(const WatchRequest& request, WatchCallback on_event)
+      : acquisition(request.acquisition),
+        role(request.role),
+        owner(request.owner),
+        priority(request.priority),
+        barging(request.barging),
+        reservation_lease(request.reservation_lease),
+        on_event_(std::move(on_event)) {}
+
+  const AcquisitionId acquisition;
+  const WatchRole role;
+  const std::string owner;
+  const Priority priority;
+  const bool barging;
+  const absl::Duration reservation_lease;
+  // Guarded by the shard's mutex: the place in the order, and whether it let a nomination lapse, so
+  // that it comes after those that did not.
+  uint64_t place = 0;
+  bool lapsed = false;
+
+  void Push(const WatchEvent& event) ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    events_.push_back(event);
+  }
+
+  void Deliver() ABSL_LOCKS_EXCLUDED(mu_) {
+    mu_.Lock();
+    if (delivering_) {
+      mu_.Unlock();
+      return;
+    }
+    delivering_ = true;
+    while (!cancelled_ && !events_.empty()) {
+      const WatchEvent event = events_.front();
+      events_.pop_front();
+      mu_.Unlock();
+      on_event_(event);
+      mu_.Lock();
+    }
+    delivering_ = false;
+    mu_.Unlock();
+  }
+
+  void Cancel() ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    cancelled_ = true;
+  }
+
+ private:
+  WatchCallback on_event_;  // Called by one thread at a time, as `delivering_` sees to.
+  absl::Mutex mu_;
+  std::deque<WatchEvent> events_ ABSL_GUARDED_BY(mu_);
+  bool delivering_ ABSL_GUARDED_BY(mu_) = false;
+  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+// What a slot needs beyond the plain case. It comes in two sizes, so that a named owner or a finite
+// lease alone stays cheap: while `full` is false, the slot's single handle still holds and only
+// `owner`, `deadline` and `preemptible` are used; once it is true, `record` says everything, and
+// the slot's own fields mean nothing.
+struct Extra {
+  SlotIndex slot = kNoSlot;
+  bool full = false;
+  bool preemptible = true;
+  std::string owner;
+  absl::Time deadline = absl::InfiniteFuture();
+
+  LockRecord record;  // Its fence is unused but during a step: the shard has it.
+  std::vector<std::shared_ptr<Watcher>> watchers;
+
+  // The next moment at which something here is over, and the place in the shard's heap of such
+  // moments; infinite and none if nothing is.
+  absl::Time next_deadline = absl::InfiniteFuture();
+  uint32_t heap_place = kNotInHeap;
+  static constexpr uint32_t kNotInHeap = ~uint32_t{0};
+};
+
+namespace {
+
+// Those to be told once the mutex is free.
+using Outbox = std::vector<std::shared_ptr<Watcher>>;
+
+struct ABSL_CACHELINE_ALIGNED Shard {
+  absl::Mutex mu;
+  FencingToken fence ABSL_GUARDED_BY(mu) = 0;
+  SlotTable table ABSL_GUARDED_BY(mu);
+  // A binary heap by `next_deadline`.
+  std::vector<Extra*> deadlines ABSL_GUARDED_BY(mu);
+  // Extras not in use, kept for their allocations.
+  std::vector<std::unique_ptr<Extra>> spare_extras ABSL_GUARDED_BY(mu);
+  uint64_t last_place ABSL_GUARDED_BY(mu) = 0;
+  Clock::TimerId timer ABSL_GUARDED_BY(mu) = 0;
+  absl::Time timer_at ABSL_GUARDED_BY(mu) = absl::InfiniteFuture();
+};
+
+constexpr size_t kMostSpareExtras = 8;
+constexpr size_t kLongestName = std::numeric_limits<uint32_t>::max();
+
+int64_t ToNanos(absl::Time time) { return absl::ToInt64Nanoseconds(time - absl::UnixEpoch()); }
+absl::Time FromNanos(int64_t nanos) { return absl::UnixEpoch() + absl::Nanoseconds(nanos); }
+
+class MemoryBackend : public LockingProtocol, public std::enable_shared_from_this<MemoryBackend> {
+ public:
+  explicit MemoryBackend(const MemoryBackendOptions& options)
+      : clock_(options.clock != nullptr ? *options.clock : RealClock()),
+        shards_(ShardCount(options)) {
+    capabilities_.name = "memory";
+    capabilities_.infinite_lease = true;
+    capabilities_.reliable_events = true;
+    capabilities_.keeps_order = true;
+    capabilities_.barging = true;
+    capabilities_.forced_handover = true;
+    capabilities_.confirm = true;
+    capabilities_.hint_identifies_hold = true;
+    capabilities_.inspect = true;
+  }
+
+  ~MemoryBackend() override {
+    for (Shard& shard : shards_) {
+      absl::MutexLock lock(&shard.mu);
+      clock_.Cancel(shard.timer);
+      shard.table.ForEach([](SlotIndex, Slot& slot) { delete slot.extra; });
+    }
+  }
+
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    if (absl::Status bad = Check(request); ABSL_PREDICT_FALSE(!bad.ok())) {
+      done(std::move(bad));
+      return;
+    }
+    const uint32_t shard_number = ShardNumber(request.resource);
+    Shard& shard = shards_[shard_number];
+    ObtainReply reply;
+    Outbox outbox;
+    {
+      absl::MutexLock lock(&shard.mu);
+      const uint32_t hash = static_cast<uint32_t>(request.resource.hash());
+      SlotIndex index = shard.table.Find(request.resource, hash);
+      if (ABSL_PREDICT_TRUE(index == kNoSlot)) {
+        index = shard.table.Insert(request.resource, hash);
+        GrantFree(shard, index, request, reply);
+      } else {
+        StepObtain(shard, index, request, reply, outbox);
+      }
+      if (reply.token != 0) reply.hint = HintOf(shard_number, index);
+    }
+    Deliver(outbox);
+    done(std::move(reply));
+  }
+
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    ReleaseOutcome outcome = ReleaseOutcome::kNotHeld;
+    Outbox outbox;
+    if (Shard* shard = ShardOf(hold)) {
+      absl::MutexLock lock(&shard->mu);
+      const SlotIndex index = FindHold(*shard, hold);
+      if (index != kNoSlot) {
+        Slot& slot = shard->table.At(index);
+        if (ABSL_PREDICT_TRUE(slot.extra == nullptr)) {
+          if (slot.handle == hold.acquisition) {
+            shard->table.Erase(index);
+            outcome = ReleaseOutcome::kReleased;
+          }
+        } else {
+          outcome = StepRelease(*shard, index, hold.acquisition, outbox);
+        }
+      }
+    }
+    Deliver(outbox);
+    done(outcome);
+  }
+
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    if (lease <= absl::ZeroDuration()) {
+      done(InvalidLease("lease", lease));
+      return;
+    }
+    ExtendReply reply;
+    Outbox outbox;
+    if (Shard* shard = ShardOf(hold)) {
+      absl::MutexLock lock(&shard->mu);
+      const SlotIndex index = FindHold(*shard, hold);
+      if (index != kNoSlot) {
+        StepFull(*shard, index, lease != absl::InfiniteDuration(), outbox,
+                 [&](LockRecord& record, absl::Time now, Effects& effects) {
+                   reply = ApplyExtend(record, hold.acquisition, lease, now, effects);
+                 });
+      }
+    }
+    Deliver(outbox);
+    done(reply);
+  }
+
+  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
+    ConfirmReply reply;
+    Outbox outbox;
+    if (Shard* shard = ShardOf(hold)) {
+      absl::MutexLock lock(&shard->mu);
+      const SlotIndex index = FindHold(*shard, hold);
+      if (index != kNoSlot) {
+        StepFull(*shard, index, false, outbox,
+                 [&](LockRecord& record, absl::Time now, Effects& effects) {
+                   reply = ApplyConfirm(record, hold.acquisition, token, now, effects);
+                 });
+      }
+    }
+    Deliver(outbox);
+    done(reply);
+  }
+
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    const HoldRef hold{request.resource, request.acquisition, request.hint};
+    Shard* const shard = ShardOf(hold);
+    if (shard == nullptr) return Subscription();
+    auto watcher = std::make_shared<Watcher>(request, std::move(on_event));
+    Outbox outbox;
+    std::string name;
+    {
+      absl::MutexLock lock(&shard->mu);
+      SlotIndex index = FindHold(*shard, hold);
+      const bool lost =
+          request.role == WatchRole::kHolder && !IsHandle(*shard, index, request.acquisition);
+      if (lost || (index == kNoSlot && request.resource.empty())) {
+        // Lost before it subscribed; a waiter must name the resource.
+        watcher->Push({.kind = WatchEventKind::kHoldEnded, .why = HoldEnd::kExpired});
+        outbox.push_back(watcher);
+      } else {
+        if (index == kNoSlot) {
+          index =
+              shard->table.Insert(request.resource, static_cast<uint32_t>(request.resource.hash()));
+          Extra& extra = AddExtra(*shard, index);
+          extra.full = true;
+        }
+        name = std::string(shard->table.At(index).name());
+        StepFull(*shard, index, request.reservation_lease != absl::InfiniteDuration(), outbox,
+                 [&](LockRecord& record, absl::Time now, Effects& effects)
+                     ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mu) {
+                       Expire(record, now, effects);
+                       AddWatcher(*shard, *shard->table.At(index).extra, watcher,
+                                  request.takes_place_of, now, effects, outbox);
+                     });
+      }
+    }
+    Deliver(outbox);
+    if (name.empty()) return Subscription();
+    return Subscription([self = shared_from_this(), shard, watcher, name = std::move(name)] {
+      watcher->Cancel();
+      self->RemoveWatcher(*shard, name, watcher);
+    });
+  }
+
+  void Inspect(std::optional<ResourceName> resource,
+               absl::FunctionRef<void(const ResourceState&)> visitor) const override {
+    // Timers may be late, so what is over counts as gone by the clock.
+    const absl::Time now = clock_.Now();
+    for (uint32_t number = 0; number < shards_.size(); ++number) {
+      if (resource && ShardNumber(*resource) != number) continue;
+      Shard& shard = shards_[number];
+      std::vector<ResourceState> states;
+      {
+        absl::MutexLock lock(&shard.mu);
+        const auto visit = [&](SlotIndex, Slot& slot) {
+          LockRecord record =
+              slot.extra != nullptr && slot.extra->full ? slot.extra->record : RecordOf(slot);
+          Effects ignored;
+          Expire(record, now, ignored);
+          if (record.IsFree()) return;
+          ResourceState& state = states.emplace_back(Describe(record, slot.name(), now));
+          if (state.held) {
+            state.age = std::max(absl::ZeroDuration(), now - FromNanos(slot.began));
+          }
+        };
+        if (resource) {
+          const SlotIndex index =
+              shard.table.Find(*resource, static_cast<uint32_t>(resource->hash()));
+          if (index != kNoSlot) visit(index, shard.table.At(index));
+        } else {
+          shard.table.ForEach(visit);
+        }
+      }
+      for (const ResourceState& state : states) visitor(state);
+    }
+  }
+
+ private:
+  static size_t ShardCount(const MemoryBackendOptions& options) {
+    size_t count = 1;
+    while (count < 65536 && count < static_cast<size_t>(std::max(options.shards, 1))) count *= 2;
+    return count;
+  }
+
+  // ---- Checks ----
+
+  static absl::Status InvalidLease(std::string_view field, absl::Duration value) {
+    return MakeError(Reason::kInvalidArgument, absl::StrCat(field, " must be positive, but is ",
+                                                            absl::FormatDuration(value)));
+  }
+
+  static absl::Status Check(const ObtainRequest& request) {
+    if (request.resource.empty()) {
+      return MakeError(Reason::kInvalidArgument, "resource must not be empty");
+    }
+    if (request.resource.bytes().size() > kLongestName) {
+      return MakeError(Reason::kInvalidArgument,
+                       absl::StrCat("resource must be shorter than 4 GiB, but has ",
+                                    request.resource.bytes().size(), " bytes"));
+    }
+    if (request.acquisition.IsNone()) {
+      return MakeError(Reason::kInvalidArgument, "acquisition must not be none");
+    }
+    if (request.lease <= absl::ZeroDuration()) return InvalidLease("lease", request.lease);
+    if (request.reservation_lease <= absl::ZeroDuration()) {
+      return InvalidLease("reservation_lease", request.reservation_lease);
+    }
+    if (request.grace && *request.grace < absl::ZeroDuration()) {
+      return MakeError(Reason::kInvalidArgument,
+                       absl::StrCat("grace must not be negative, but is ",
+                                    absl::FormatDuration(*request.grace)));
+    }
+    return absl::OkStatus();
+  }
+
+  // ---- Finding ----
+
+  uint32_t ShardNumber(const ResourceName& resource) const {
+    // The table uses the low bits.
+    return static_cast<uint32_t>((uint64_t{resource.hash()} >> 40) & (shards_.size() - 1));
+  }
+
+  // The shard in the upper half plus one, so that a hint is never 0; the slot in the lower half.
+  static LeaseHint HintOf(uint32_t shard_number, SlotIndex index) {
+    return (LeaseHint{shard_number} + 1) << 32 | index;
+  }
+
+  Shard* ShardOf(const HoldRef& hold) {
+    if (!hold.resource.empty()) return &shards_[ShardNumber(hold.resource)];
+    const uint64_t number = (hold.hint >> 32) - 1;
+    return number < shards_.size() ? &shards_[number] : nullptr;
+  }
+
+  static bool IsHandle(Shard& shard, SlotIndex index, AcquisitionId acquisition)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    if (index == kNoSlot) return false;
+    const Slot& slot = shard.table.At(index);
+    if (slot.extra == nullptr || !slot.extra->full) return slot.handle == acquisition;
+    if (!slot.extra->record.holder) return false;
+    const AcquisitionList& handles = slot.extra->record.holder->handles;
+    return std::find(handles.begin(), handles.end(), acquisition) != handles.end();
+  }
+
+  // The slot that a hold's hint or name leads to. A hint may be stale, and its slot in use for
+  // another resource by now; only if the acquisition is a handle there, it is the right one.
+  static SlotIndex FindHold(Shard& shard, const HoldRef& hold)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    if (hold.hint != 0 && !hold.acquisition.IsNone()) {
+      const SlotIndex index = static_cast<SlotIndex>(hold.hint);
+      const Slot* const slot = shard.table.TryAt(index);
+      if (slot != nullptr) {
+        if (ABSL_PREDICT_TRUE(slot->handle == hold.acquisition)) return index;
+        if (slot->extra != nullptr && IsHandle(shard, index, hold.acquisition)) return index;
+      }
+    }
+    if (hold.resource.empty()) return kNoSlot;
+    return shard.table.Find(hold.resource, static_cast<uint32_t>(hold.resource.hash()));
+  }
+
+  // ---- The cheap cases ----
+
+  // A resource that has no slot yet: nothing to drop, nobody to ask.
+  void GrantFree(Shard& shard, SlotIndex index, const ObtainRequest& request, ObtainReply& reply)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Slot& slot = shard.table.At(index);
+    slot.handle = request.acquisition;
+    slot.token = ++shard.fence;
+    slot.priority = request.priority;
+    slot.began = ToNanos(clock_.CoarseNow());
+    const bool finite = request.lease != absl::InfiniteDuration();
+    if (ABSL_PREDICT_FALSE(finite || !request.owner.empty() || !request.preemptible)) {
+      Extra& extra = AddExtra(shard, index);
+      extra.owner.assign(request.owner);
+      extra.preemptible = request.preemptible;
+      if (finite) {
+        extra.deadline = clock_.Now() + request.lease;
+        SetDeadline(shard, extra, extra.deadline);
+      }
+    }
+    reply.outcome = ObtainOutcome::kObtained;
+    reply.token = slot.token;
+    reply.remaining = request.lease;
+  }
+
+  // ---- The general case ----
+
+  static LockRecord RecordOf(const Slot& slot) {
+    LockRecord record;
+    LockRecord::Holder& holder = record.holder.emplace();
+    holder.handles.push_back(slot.handle);
+    holder.priority = slot.priority;
+    holder.token = slot.token;
+    if (slot.extra != nullptr) {
+      holder.owner = slot.extra->owner;
+      holder.preemptible = slot.extra->preemptible;
+      holder.deadline = slot.extra->deadline;
+    }
+    return record;
+  }
+
+  // Moves a slot to the form in which `record` says everything.
+  Extra& Fill(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Slot& slot = shard.table.At(index);
+    if (slot.extra == nullptr) AddExtra(shard, index);
+    Extra& extra = *slot.extra;
+    if (!extra.full) {
+      extra.record = RecordOf(slot);
+      extra.full = true;
+      slot.handle = AcquisitionId();
+    }
+    return extra;
+  }
+
+  // Takes one step on the full record and sees to everything that follows from it. The clock is
+  // read only where a time plays a part.
+  template <typename Step>
+  void StepFull(Shard& shard, SlotIndex index, bool needs_time, Outbox& outbox, Step step)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Extra& extra = Fill(shard, index);
+    const bool timed = needs_time || extra.next_deadline != absl::InfiniteFuture();
+    const absl::Time now = timed ? clock_.Now() : absl::UnixEpoch();
+    const FencingToken token_before = extra.record.holder ? extra.record.holder->token : 0;
+    extra.record.fence = shard.fence;
+    Effects effects;
+    step(extra.record, now, effects);
+    shard.fence = extra.record.fence;
+    if (extra.record.holder && extra.record.holder->token != token_before) {
+      shard.table.At(index).began = ToNanos(clock_.CoarseNow());
+    }
+    for (const Notice& notice : effects.notices) {
+      for (const AcquisitionId& to : notice.to) Tell(extra, to, notice.event, outbox);
+    }
+    if (effects.became_free) WakeNext(extra, effects.why, now, outbox);
+    Settle(shard, index);
+  }
+
+  void StepObtain(Shard& shard, SlotIndex index, const ObtainRequest& request, ObtainReply& reply,
+                  Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    const Slot& slot = shard.table.At(index);
+    // The commonest answer under contention, without leaving the plain form.
+    if (slot.extra == nullptr && slot.handle != request.acquisition &&
+        (!request.reserve_below || slot.priority >= request.priority ||
+         slot.priority >= *request.reserve_below)) {
+      reply.outcome = ObtainOutcome::kDenied;
+      reply.remaining = absl::InfiniteDuration();
+      reply.other_priority = slot.priority;
+      return;
+    }
+    if (slot.extra != nullptr) {
+      for (const std::shared_ptr<Watcher>& watcher : slot.extra->watchers) {
+        if (watcher->acquisition == request.acquisition) watcher->lapsed = false;
+      }
+    }
+    const bool needs_time = request.lease != absl::InfiniteDuration() ||
+                            request.reservation_lease != absl::InfiniteDuration() || request.grace;
+    StepFull(shard, index, needs_time, outbox,
+             [&](LockRecord& record, absl::Time now, Effects& effects) {
+               reply = Apply(record, request, now, effects);
+             });
+  }
+
+  ReleaseOutcome StepRelease(Shard& shard, SlotIndex index, AcquisitionId acquisition,
+                             Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Slot& slot = shard.table.At(index);
+    if (!slot.extra->full && slot.handle == acquisition && !IsOver(slot.extra->deadline)) {
+      Free(shard, index);
+      return ReleaseOutcome::kReleased;
+    }
+    ReleaseOutcome outcome = ReleaseOutcome::kNotHeld;
+    StepFull(shard, index, false, outbox,
+             [&](LockRecord& record, absl::Time now, Effects& effects) {
+               outcome = ApplyRelease(record, acquisition, now, effects);
+             });
+    return outcome;
+  }
+
+  bool IsOver(absl::Time deadline) {
+    return deadline != absl::InfiniteFuture() && deadline <= clock_.Now();
+  }
+
+  // ---- Watchers ----
+
+  static void Send(const std::shared_ptr<Watcher>& watcher, const WatchEvent& event,
+                   Outbox& outbox) {
+    watcher->Push(event);
+    outbox.push_back(watcher);
+  }
+
+  static void Tell(Extra& extra, AcquisitionId to, const WatchEvent& event, Outbox& outbox) {
+    for (const std::shared_ptr<Watcher>& watcher : extra.watchers) {
+      if (watcher->acquisition != to) continue;
+      Send(watcher, event, outbox);
+      if (event.kind == WatchEventKind::kDisplaced && event.why == HoldEnd::kExpired) {
+        watcher->lapsed = true;
+      }
+    }
+  }
+
+  static bool ComesBefore(const Watcher& a, const Watcher& b) {
+    if (a.lapsed != b.lapsed) return b.lapsed;
+    if (a.priority != b.priority) return a.priority > b.priority;
+    return a.place < b.place;
+  }
+
+  // The resource is free: its successor, or else the best waiter, may claim it.
+  static void WakeNext(Extra& extra, HoldEnd why, absl::Time now, Outbox& outbox) {
+    const WatchEvent event{.kind = WatchEventKind::kHoldEnded, .why = why};
+    if (extra.record.holder) return;
+    if (extra.record.successor) {
+      Tell(extra, extra.record.successor->acquisition, event, outbox);
+      return;
+    }
+    const std::shared_ptr<Watcher>* best = nullptr;
+    for (const std::shared_ptr<Watcher>& watcher : extra.watchers) {
+      if (watcher->role != WatchRole::kWaiter) continue;
+      if (best == nullptr || ComesBefore(*watcher, **best)) best = &watcher;
+    }
+    if (best == nullptr) return;
+    const Watcher& woken = **best;
+    // One that let its chance pass is woken again, but nobody waits for it any more.
+    if (!woken.barging && !woken.lapsed) {
+      Nominate(extra.record, woken.acquisition, woken.owner, woken.priority,
+               woken.reservation_lease, now);
+    }
+    Send(*best, event, outbox);
+  }
+
+  void AddWatcher(Shard& shard, Extra& extra, const std::shared_ptr<Watcher>& watcher,
+                  AcquisitionId takes_place_of, absl::Time now, const Effects& effects,
+                  Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    watcher->place = ++shard.last_place;
+    if (!takes_place_of.IsNone()) {
+      for (const std::shared_ptr<Watcher>& other : extra.watchers) {
+        if (other->acquisition == takes_place_of && other->role == WatchRole::kWaiter &&
+            other->priority == watcher->priority) {
+          std::swap(other->place, watcher->place);
+          break;
+        }
+      }
+    }
+    extra.watchers.push_back(watcher);
+    const LockRecord& record = extra.record;
+    if (watcher->role == WatchRole::kHolder) {
+      if (record.holder && record.successor) {
+        const LockRecord::Successor& successor = *record.successor;
+        Send(watcher,
+             {.kind = WatchEventKind::kYieldRequested,
+              .grace_remaining = successor.grace_end == absl::InfiniteFuture()
+                                     ? absl::InfiniteDuration()
+                                     : successor.grace_end - now,
+              .thief_priority = successor.priority},
+             outbox);
+      }
+      return;
+    }
+    // A step that has just freed the resource wakes the next itself.
+    if (effects.became_free || record.holder) return;
+    if (!record.successor || record.successor->acquisition == watcher->acquisition) {
+      WakeNext(extra, HoldEnd::kReleased, now, outbox);
+    }
+  }
+
+  void RemoveWatcher(Shard& shard, std::string_view name, const std::shared_ptr<Watcher>& watcher)
+      ABSL_LOCKS_EXCLUDED(shard.mu) {
+    Outbox outbox;
+    {
+      absl::MutexLock lock(&shard.mu);
+      const ResourceName resource(name);
+      const SlotIndex index = shard.table.Find(resource, static_cast<uint32_t>(resource.hash()));
+      if (index == kNoSlot) return;
+      Extra* const extra = shard.table.At(index).extra;
+      if (extra == nullptr) return;
+      const auto found = std::find(extra->watchers.begin(), extra->watchers.end(), watcher);
+      if (found == extra->watchers.end()) return;
+      extra->watchers.erase(found);
+      StepFull(shard, index, false, outbox,
+               [&](LockRecord& record, absl::Time now, Effects& effects) {
+                 Expire(record, now, effects);
+                 // Whoever was woken and goes without a claim passes the wake-up on.
+                 if (record.holder || watcher->role != WatchRole::kWaiter) return;
+                 if (record.successor && record.successor->acquisition == watcher->acquisition) {
+                   record.successor.reset();
+                 }
+                 if (!record.successor) effects.became_free = true;
+               });
+    }
+    Deliver(outbox);
+  }
+
+  static void Deliver(Outbox& outbox) {
+    for (const std::shared_ptr<Watcher>& watcher : outbox) watcher->Deliver();
+  }
+
+  // ---- Slots, extras and deadlines ----
+
+  Extra& AddExtra(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Slot& slot = shard.table.At(index);
+    if (shard.spare_extras.empty()) {
+      slot.extra = new Extra;
+    } else {
+      slot.extra = shard.spare_extras.back().release();
+      shard.spare_extras.pop_back();
+    }
+    slot.extra->slot = index;
+    return *slot.extra;
+  }
+
+  void Free(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Slot& slot = shard.table.At(index);
+    if (Extra* const extra = std::exchange(slot.extra, nullptr)) {
+      SetDeadline(shard, *extra, absl::InfiniteFuture());
+      if (shard.spare_extras.size() < kMostSpareExtras) {
+        extra->full = false;
+        extra->preemptible = true;
+        extra->owner.clear();
+        extra->deadline = absl::InfiniteFuture();
+        extra->record.holder.reset();
+        extra->record.successor.reset();
+        shard.spare_extras.emplace_back(extra);
+      } else {
+        delete extra;
+      }
+    }
+    shard.table.Erase(index);
+  }
+
+  // After a step: frees the slot if nothing is left in it, else notes when it is due next.
+  void Settle(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Extra& extra = *shard.table.At(index).extra;
+    if (extra.record.IsFree() && extra.watchers.empty()) {
+      Free(shard, index);
+      return;
+    }
+    absl::Time next = absl::InfiniteFuture();
+    if (extra.record.holder) next = extra.record.holder->deadline;
+    if (extra.record.successor) next = std::min(next, extra.record.successor->deadline);
+    SetDeadline(shard, extra, next);
+  }
+
+  void SetDeadline(Shard& shard, Extra& extra, absl::Time at)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    if (extra.next_deadline == at) return;
+    extra.next_deadline = at;
+    std::vector<Extra*>& heap = shard.deadlines;
+    if (at == absl::InfiniteFuture()) {
+      const uint32_t place = std::exchange(extra.heap_place, Extra::kNotInHeap);
+      Extra* const last = heap.back();
+      heap.pop_back();
+      if (last != &extra) {
+        last->heap_place = place;
+        heap[place] = last;
+        Sift(heap, place);
+      }
+      return;
+    }
+    if (extra.heap_place == Extra::kNotInHeap) {
+      extra.heap_place = static_cast<uint32_t>(heap.size());
+      heap.push_back(&extra);
+    }
+    Sift(heap, extra.heap_place);
+    ArmTimer(shard);
+  }
+
+  static void Sift(std::vector<Extra*>& heap, uint32_t place) {
+    const auto swap = [&heap](uint32_t a, uint32_t b) {
+      std::swap(heap[a], heap[b]);
+      heap[a]->heap_place = a;
+      heap[b]->heap_place = b;
+    };
+    while (place > 0 && heap[place]->next_deadline < heap[(place - 1) / 2]->next_deadline) {
+      swap(place, (place - 1) / 2);
+      place = (place - 1) / 2;
+    }
+    for (;;) {
+      uint32_t least = place;
+      for (uint32_t child = 2 * place + 1; child <= 2 * place + 2 && child < heap.size(); ++child) {
+        if (heap[child]->next_deadline < heap[least]->next_deadline) least = child;
+      }
+      if (least == place) return;
+      swap(place, least);
+      place = least;
+    }
+  }
+
+  // Leaves a timer that would come early in place: leases are mostly released long before their
+  // end, and re-arming for each would cost more than a wake-up for nothing.
+  void ArmTimer(Shard& shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    if (shard.deadlines.empty()) return;
+    const absl::Time at = shard.deadlines.front()->next_deadline;
+    if (shard.timer_at <= at) return;
+    clock_.Cancel(shard.timer);
+    shard.timer_at = at;
+    shard.timer = clock_.RunAt(at, [weak = weak_from_this(), &shard] {
+      if (const std::shared_ptr<MemoryBackend> self = weak.lock()) self->OnTimer(shard);
+    });
+  }
+
+  void OnTimer(Shard& shard) ABSL_LOCKS_EXCLUDED(shard.mu) {
+    Outbox outbox;
+    {
+      absl::MutexLock lock(&shard.mu);
+      shard.timer_at = absl::InfiniteFuture();
+      const absl::Time now = clock_.Now();
+      while (!shard.deadlines.empty() && shard.deadlines.front()->next_deadline <= now) {
+        StepFull(shard, shard.deadlines.front()->slot, true, outbox,
+                 [](LockRecord& record, absl::Time at, Effects& effects) {
+                   Expire(record, at, effects);
+                 });
+      }
+      ArmTimer(shard);
+    }
+    Deliver(outbox);
+  }
+
+  Clock& clock_;
+  BackendCapabilities capabilities_;
+  mutable std::vector<Shard> shards_;
+};
+
+}  // namespace
+}  // namespace memory_backend_internal
+
+std::shared_ptr<LockingProtocol> NewMemoryBackend(MemoryBackendOptions options) {
+  return std::make_shared<memory_backend_internal::MemoryBackend>(options);
+}
+
+}  // namespace latchkey
