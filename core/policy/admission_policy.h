@@ -1,0 +1,59 @@
+// AdmissionPolicy decides whether a request may wait at all, so that every queue has a bound.
+//
+// Thread safety: policies are stateless and called from any thread, also at once. They must not
+// call the library and not block.
+#ifndef LATCHKEY_CORE_POLICY_ADMISSION_POLICY_H_
+#define LATCHKEY_CORE_POLICY_ADMISSION_POLICY_H_
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+
+#include "latchkey/core/lease.h"
+
+namespace latchkey {
+
+// What a policy may look at when a request would begin to wait.
+struct AdmissionContext {
+  Priority priority = 0;
+  // How many wait for the resource, and in the whole manager, not counting this one. Whoever gave
+  // up no longer counts.
+  int64_t pending_on_resource = 0;
+  int64_t pending_in_total = 0;
+  // The lowest priority among those who wait for the resource; meaningless if nobody does.
+  Priority lowest_pending_priority = 0;
+};
+
+enum class Admission {
+  kAdmit,
+  kReject,      // Fails with kTooManyPending.
+  kShedLowest,  // Admits it, and the last of the lowest priority on this resource fails instead.
+};
+
+class AdmissionPolicy {
+ public:
+  virtual ~AdmissionPolicy() = default;
+  virtual Admission Decide(const AdmissionContext& context) const = 0;
+};
+
+struct PendingLimits {
+  static constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
+  // How many may wait; 0: nobody. At least 0.
+  int64_t per_resource = 1000;
+  int64_t in_total = kUnlimited;
+};
+
+// No bound.
+std::shared_ptr<const AdmissionPolicy> AdmitAll();
+
+// At most so many; later ones are rejected. With its defaults (1000 for each resource) this is the
+// default policy.
+std::shared_ptr<const AdmissionPolicy> LimitPending(PendingLimits limits = {});
+
+// At most so many; when the resource's queue is full, a request of higher priority than the lowest
+// that waits takes its place, and that one is rejected.
+std::shared_ptr<const AdmissionPolicy> ShedLowestPriority(PendingLimits limits = {});
+
+}  // namespace latchkey
+
+#endif  // LATCHKEY_CORE_POLICY_ADMISSION_POLICY_H_
