@@ -1,0 +1,635 @@
+// The scripts against core/lock_record: random sequences of steps run on a real server, with the
+// time given by the test, and on the reference. Replies, the stored record and the messages to
+// others must agree after every step. The waiting list, which the reference does not have, is
+// written here a second time, in the plainest way.
+
+#include "latchkey/backends/redis/scripts.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/time.h"
+#include "gtest/gtest.h"
+#include "hiredis/hiredis.h"
+#include "latchkey/backends/redis/wire.h"
+#include "latchkey/core/lock_record.h"
+#include "latchkey/tests/support/redis_server.h"
+
+namespace latchkey::redis {
+namespace {
+
+using Reply = std::unique_ptr<redisReply, decltype(&freeReplyObject)>;
+
+class Connection {
+ public:
+  explicit Connection(const RedisServer& server)
+      : context_(redisConnectUnix(server.socket_path().c_str()), &redisFree) {}
+
+  Reply Do(const std::vector<std::string>& arguments) {
+    std::vector<const char*> argv;
+    std::vector<size_t> sizes;
+    for (const std::string& argument : arguments) {
+      argv.push_back(argument.data());
+      sizes.push_back(argument.size());
+    }
+    return {static_cast<redisReply*>(redisCommandArgv(context_.get(), static_cast<int>(argv.size()),
+                                                      argv.data(), sizes.data())),
+            &freeReplyObject};
+  }
+
+  Reply Next() {
+    void* reply = nullptr;
+    redisGetReply(context_.get(), &reply);
+    return {static_cast<redisReply*>(reply), &freeReplyObject};
+  }
+
+ private:
+  std::unique_ptr<redisContext, decltype(&redisFree)> context_;
+};
+
+std::string Text(const redisReply* reply) {
+  if (reply == nullptr) return "no reply";
+  switch (reply->type) {
+    case REDIS_REPLY_INTEGER:
+      return absl::StrCat(reply->integer);
+    case REDIS_REPLY_ARRAY: {
+      std::vector<std::string> parts;
+      for (size_t i = 0; i < reply->elements; ++i) parts.push_back(Text(reply->element[i]));
+      return absl::StrCat("[", absl::StrJoin(parts, ","), "]");
+    }
+    case REDIS_REPLY_NIL:
+      return "nil";
+    default:
+      return std::string(reply->str, reply->len);
+  }
+}
+
+// Runs the scripts on a record of its own, with the time given.
+class ScriptRunner {
+ public:
+  explicit ScriptRunner(const RedisServer& server) : commands_(server), events_(server) {
+    commands_.Do({"SET", "p:marker", "1"});
+    events_.Do({"PSUBSCRIBE", "p:client:*"});
+  }
+
+  Reply Run(Step step, absl::Time now, std::vector<std::string> arguments) {
+    static const auto& texts = *new std::map<Step, std::string>{[] {
+      std::map<Step, std::string> texts;
+      for (int i = 0; i < kSteps; ++i) {
+        const auto step = static_cast<Step>(i);
+        texts[step] = ScriptTextWithTime(step, "local now = tonumber(ARGV[#ARGV])\n");
+      }
+      return texts;
+    }()};
+    std::vector<std::string> command = {"EVAL",
+                                        texts.at(step),
+                                        "3",
+                                        RecordKey("p:", resource_),
+                                        WaitingListKey("p:", resource_),
+                                        MarkerKey("p:"),
+                                        ChannelPrefix("p:")};
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    command.push_back(absl::StrCat(absl::ToUnixMicros(now)));
+    return commands_.Do(command);
+  }
+
+  // Messages since the last call, sorted; each as "client message". The mark tells where to stop.
+  std::vector<std::string> MessagesUntilMark(int mark) {
+    commands_.Do({"PUBLISH", "p:client:mark", absl::StrCat(mark)});
+    std::vector<std::string> messages;
+    for (;;) {
+      const Reply reply = events_.Next();
+      if (reply == nullptr || reply->elements != 4) return {"subscription broke"};
+      const std::string channel(reply->element[2]->str, reply->element[2]->len);
+      const std::string text(reply->element[3]->str, reply->element[3]->len);
+      if (channel == "p:client:mark") {
+        if (text == absl::StrCat(mark)) break;
+        continue;
+      }
+      messages.push_back(absl::StrCat(channel.substr(9), " ", text));
+    }
+    std::sort(messages.begin(), messages.end());
+    return messages;
+  }
+
+  std::map<std::string, std::string> Record() {
+    const Reply reply = commands_.Do({"HGETALL", RecordKey("p:", resource_)});
+    std::map<std::string, std::string> fields;
+    for (size_t i = 0; i + 1 < reply->elements; i += 2) {
+      fields[Text(reply->element[i])] = Text(reply->element[i + 1]);
+    }
+    return fields;
+  }
+
+  int64_t WaitingListSize() {
+    return commands_.Do({"ZCARD", WaitingListKey("p:", resource_)})->integer;
+  }
+
+  void UseResource(std::string resource) { resource_ = std::move(resource); }
+  Connection& commands() { return commands_; }
+
+ private:
+  Connection commands_;
+  Connection events_;
+  std::string resource_ = "r";
+};
+
+std::string ClientOf(AcquisitionId id) {
+  return id.low % 2 == 0 ? "00000000000000aa" : "00000000000000bb";
+}
+
+struct Waiter {
+  AcquisitionId acquisition = {};
+  std::string owner = {};
+  Priority priority = 0;
+  int number = 0;
+  absl::Time deadline = {};
+  absl::Duration reservation = {};
+  bool barging = false;
+  bool silent = false;
+};
+
+// The reference: core/lock_record and a waiting list.
+struct Model {
+  LockRecord record;
+  bool nominated = false;
+  int registered = 0;
+  std::vector<Waiter> waiters;
+  std::vector<std::string> messages;
+  std::optional<AcquisitionId> claimer;
+
+  void Send(AcquisitionId to, std::string_view kind, std::string_view rest) {
+    messages.push_back(absl::StrCat(ClientOf(to), " ", kind, to.ToString(), rest));
+  }
+
+  static std::string Why(HoldEnd why) {
+    return why == HoldEnd::kReleased ? "r" : why == HoldEnd::kExpired ? "x" : "s";
+  }
+
+  Waiter* Find(AcquisitionId id) {
+    for (Waiter& waiter : waiters) {
+      if (waiter.acquisition == id) return &waiter;
+    }
+    return nullptr;
+  }
+
+  void Forget(AcquisitionId id) {
+    std::erase_if(waiters, [&](const Waiter& waiter) { return waiter.acquisition == id; });
+  }
+
+  void WakeBest(absl::Time now, HoldEnd why, AcquisitionId caller) {
+    std::vector<Waiter*> order;
+    for (Waiter& waiter : waiters) {
+      if (waiter.deadline > now) order.push_back(&waiter);
+    }
+    std::sort(order.begin(), order.end(), [](const Waiter* a, const Waiter* b) {
+      return a->priority != b->priority ? a->priority > b->priority : a->number < b->number;
+    });
+    if (order.empty()) return;
+    auto best = std::find_if(order.begin(), order.end(), [](Waiter* w) { return !w->silent; });
+    Waiter* after = nullptr;
+    if (best == order.end()) {
+      best = order.begin();
+    } else if (best + 1 != order.end()) {
+      after = *(best + 1);
+    }
+    Waiter& woken = **best;
+    woken.silent = true;
+    claimer = woken.acquisition;
+    if (!woken.barging) {
+      ASSERT_TRUE(
+          Nominate(record, woken.acquisition, woken.owner, woken.priority, woken.reservation, now));
+      nominated = true;
+    }
+    if (woken.acquisition != caller) Send(woken.acquisition, "H", Why(why));
+    if (after != nullptr) {
+      Send(after->acquisition, "L",
+           absl::StrCat(" ", absl::ToInt64Microseconds(woken.reservation)));
+    }
+  }
+
+  void Finish(const Effects& effects, absl::Time now, AcquisitionId caller) {
+    for (const Notice& notice : effects.notices) {
+      for (const AcquisitionId to : notice.to) {
+        switch (notice.event.kind) {
+          case WatchEventKind::kDisplaced:
+            Send(to, "D", "");
+            break;
+          case WatchEventKind::kYieldWithdrawn:
+            Send(to, "N", "");
+            break;
+          case WatchEventKind::kHoldEnded:
+            Send(to, "H", Why(notice.event.why));
+            break;
+          case WatchEventKind::kYieldRequested:
+            Send(to, "Y",
+                 absl::StrCat(" ",
+                              notice.event.grace_remaining == absl::InfiniteDuration()
+                                  ? -1
+                                  : absl::ToInt64Microseconds(notice.event.grace_remaining),
+                              " ", EncodePriority(notice.event.thief_priority)));
+            break;
+        }
+      }
+    }
+    if (effects.became_free && !record.holder) {
+      if (record.successor) {
+        Send(record.successor->acquisition, "H", Why(effects.why));
+      } else {
+        WakeBest(now, effects.why, caller);
+      }
+    }
+  }
+};
+
+std::string GraceText(absl::Duration grace) {
+  return grace == absl::InfiniteDuration() ? "-1" : absl::StrCat(absl::ToInt64Microseconds(grace));
+}
+
+std::string MicrosText(absl::Duration duration) {
+  return absl::StrCat(absl::ToInt64Microseconds(duration));
+}
+
+std::map<std::string, std::string> ExpectedFields(const Model& model) {
+  std::map<std::string, std::string> fields;
+  const LockRecord& record = model.record;
+  if (record.holder) {
+    fields["ho"] = record.holder->owner;
+    std::string handles;
+    for (const AcquisitionId id : record.holder->handles) {
+      absl::StrAppend(&handles, "h", id.ToString(), ":", ClientOf(id));
+    }
+    fields["hh"] = handles;
+    fields["hp"] = EncodePriority(record.holder->priority);
+    fields["hx"] = record.holder->preemptible ? "1" : "0";
+    fields["ht"] = absl::StrCat(record.holder->token);
+    fields["hd"] = absl::StrCat(absl::ToUnixMicros(record.holder->deadline));
+  }
+  if (record.fence != 0) fields["f"] = absl::StrCat(record.fence);
+  if (record.successor) {
+    fields["sa"] = record.successor->acquisition.ToString();
+    fields["so"] = record.successor->owner;
+    fields["sc"] = ClientOf(record.successor->acquisition);
+    fields["sp"] = EncodePriority(record.successor->priority);
+    fields["sd"] = absl::StrCat(absl::ToUnixMicros(record.successor->deadline));
+    fields["sg"] = record.successor->grace_end == absl::InfiniteFuture()
+                       ? ""
+                       : absl::StrCat(absl::ToUnixMicros(record.successor->grace_end));
+    fields["sn"] = model.nominated ? "1" : "0";
+  }
+  return fields;
+}
+
+uint64_t Seed() {
+  const char* given = std::getenv("LATCHKEY_SEED");
+  uint64_t seed = 0;
+  if (given != nullptr && absl::SimpleAtoi(given, &seed)) return seed;
+  return std::random_device{}();
+}
+
+TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
+  const uint64_t seed = Seed();
+  SCOPED_TRACE(absl::StrCat("LATCHKEY_SEED=", seed));
+  std::mt19937_64 random(seed);
+  auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
+  RedisServer server;
+  ScriptRunner scripts(server);
+  constexpr Priority kPriorities[] = {std::numeric_limits<Priority>::min(),
+                                      -1,
+                                      0,
+                                      7,
+                                      (int64_t{1} << 53) + 1,
+                                      (int64_t{1} << 53) + 2,
+                                      std::numeric_limits<Priority>::max()};
+  const std::string owners[] = {"", "a", "b", std::string("c\0\r\n", 4)};
+  int mark = 0;
+  std::map<std::string, int> seen;
+
+  for (int sequence = 0; sequence < 500; ++sequence) {
+    scripts.UseResource(absl::StrCat("resource ", sequence));
+    Model model;
+    absl::Time now = absl::FromUnixMicros(1000);
+    // Few priorities at a time, so that equal ones meet.
+    const Priority low = kPriorities[below(6)];
+    const Priority high = kPriorities[below(7)];
+    auto priority = [&] { return below(2) == 0 ? low : high; };
+    std::vector<AcquisitionId> ids;
+    std::map<AcquisitionId, std::string> owner_of;
+    for (uint64_t i = 0; i < 7; ++i) {
+      ids.push_back({0xfedcba9876543210u + i, (uint64_t{1} << 63) + i});
+      owner_of[ids.back()] = owners[below(4)];
+    }
+    for (int step = 0; step < 120; ++step) {
+      now += absl::Microseconds(below(4) == 0 ? below(40) : below(4));
+      const AcquisitionId id = ids[static_cast<size_t>(below(7))];
+      Effects effects;
+      model.messages.clear();
+      model.claimer.reset();
+      std::string expected;
+      std::string actual;
+      std::string what;
+      const int kind = below(12);
+      if (kind < 5) {
+        what = "obtain";
+        ObtainRequest request{.resource = "r", .acquisition = id, .owner = owner_of[id]};
+        request.priority = priority();
+        request.preemptible = below(8) != 0;
+        request.lease = absl::Microseconds(1 + below(60));
+        if (below(4) != 0) request.reserve_below = below(3) == 0 ? priority() : request.priority;
+        request.reservation_lease = absl::Microseconds(1 + below(25));
+        if (below(3) == 0) request.grace = absl::Microseconds(below(20));
+        const ObtainReply reply = Apply(model.record, request, now, effects);
+        switch (reply.outcome) {
+          case ObtainOutcome::kObtained:
+          case ObtainOutcome::kReentered:
+            expected = absl::StrCat("[", reply.outcome == ObtainOutcome::kObtained ? 1 : 2, ",",
+                                    reply.token, ",", MicrosText(reply.remaining), "]");
+            model.Forget(id);
+            break;
+          case ObtainOutcome::kReserved:
+            expected = absl::StrCat("[3,", MicrosText(reply.remaining), ",",
+                                    GraceText(reply.grace_remaining), ",", reply.other_owner, ",",
+                                    EncodePriority(reply.other_priority), "]");
+            // A nominee that reserves anew has become a thief.
+            break;
+          case ObtainOutcome::kDenied:
+            expected = absl::StrCat("[4,", MicrosText(reply.remaining), ",", reply.other_owner, ",",
+                                    EncodePriority(reply.other_priority), "]");
+            break;
+        }
+        seen[expected.substr(0, 2)]++;
+        if (reply.outcome == ObtainOutcome::kReserved) model.nominated = false;
+        model.Finish(effects, now, id);
+        actual = Text(
+            scripts
+                .Run(Step::kObtain, now,
+                     {id.ToString(), ClientOf(id), owner_of[id], EncodePriority(request.priority),
+                      request.preemptible ? "1" : "0", MicrosText(request.lease),
+                      request.reserve_below ? EncodePriority(*request.reserve_below) : "",
+                      MicrosText(request.reservation_lease),
+                      request.grace ? MicrosText(*request.grace) : "", "0", "0"})
+                .get());
+      } else if (kind < 7) {
+        what = "release";
+        const ReleaseOutcome outcome = ApplyRelease(model.record, id, now, effects);
+        expected = absl::StrCat(static_cast<int>(outcome) + 1);
+        seen[absl::StrCat("release ", expected)]++;
+        model.Finish(effects, now, id);
+        actual = Text(scripts.Run(Step::kRelease, now, {id.ToString()}).get());
+      } else if (kind == 7) {
+        what = "extend";
+        const absl::Duration lease = absl::Microseconds(1 + below(60));
+        const ExtendReply reply = ApplyExtend(model.record, id, lease, now, effects);
+        expected = reply.outcome == ExtendOutcome::kNotHeld
+                       ? "[3]"
+                       : absl::StrCat("[", static_cast<int>(reply.outcome) + 1, ",",
+                                      MicrosText(reply.remaining), "]");
+        seen[absl::StrCat("extend ", static_cast<int>(reply.outcome))]++;
+        model.Finish(effects, now, id);
+        actual = Text(scripts.Run(Step::kExtend, now, {id.ToString(), MicrosText(lease)}).get());
+      } else if (kind == 8) {
+        what = "confirm";
+        const FencingToken token = model.record.fence + static_cast<uint64_t>(below(4)) - 1;
+        const ConfirmReply reply = ApplyConfirm(model.record, id, token, now, effects);
+        expected =
+            reply.outcome == ConfirmOutcome::kNotHeld
+                ? "[3]"
+                : absl::StrCat("[", static_cast<int>(reply.outcome) + 1, ",", reply.token, "]");
+        seen[absl::StrCat("confirm ", static_cast<int>(reply.outcome))]++;
+        model.Finish(effects, now, id);
+        actual = Text(scripts.Run(Step::kConfirm, now, {id.ToString(), absl::StrCat(token)}).get());
+      } else if (kind < 11) {
+        what = "watch";
+        Waiter waiter{.acquisition = id,
+                      .owner = owner_of[id],
+                      .priority = priority(),
+                      .deadline = now + absl::Microseconds(1 + below(80)),
+                      .reservation = absl::Microseconds(1 + below(20)),
+                      .barging = below(5) == 0};
+        const std::string barging = waiter.barging ? "1" : "0";
+        const bool as_holder = below(8) == 0;
+        std::optional<AcquisitionId> place_of;
+        if (below(6) == 0) place_of = ids[static_cast<size_t>(below(7))];
+        const std::string lease = MicrosText(waiter.deadline - now);
+        const Priority asked = waiter.priority;
+
+        Expire(model.record, now, effects);
+        const auto& holder = model.record.holder;
+        const bool is_handle = holder && std::find(holder->handles.begin(), holder->handles.end(),
+                                                   id) != holder->handles.end();
+        if (is_handle) {
+          expected = "[1]";
+          if (const auto& successor = model.record.successor) {
+            expected = absl::StrCat("[2,", GraceText(successor->grace_end - now), ",",
+                                    EncodePriority(successor->priority), "]");
+          }
+          model.Finish(effects, now, id);
+        } else if (as_holder) {
+          expected = "[3]";
+          model.Finish(effects, now, id);
+        } else {
+          Waiter* old = model.Find(id);
+          if (old != nullptr && old->priority == waiter.priority && old->deadline > now) {
+            waiter.number = old->number;
+          }
+          model.Forget(id);
+          if (place_of) {
+            Waiter* other = model.Find(*place_of);
+            // Its own place is gone already if the priority changed; otherwise it takes itself.
+            if (*place_of == id && waiter.number != 0) {
+              // Nothing changes.
+            } else if (other != nullptr && other->deadline > now &&
+                       other->priority == waiter.priority) {
+              waiter.number = other->number;
+              if (auto& successor = model.record.successor;
+                  !holder && successor && successor->acquisition == *place_of && model.nominated) {
+                successor->acquisition = id;
+                successor->owner = waiter.owner;
+              }
+              model.Forget(*place_of);
+            }
+          }
+          if (waiter.number == 0) waiter.number = ++model.registered;
+          model.waiters.push_back(waiter);
+          const HoldEnd why = effects.became_free ? effects.why : HoldEnd::kReleased;
+          if (model.record.IsFree()) effects.became_free = true;
+          effects.why = why;
+          model.Finish(effects, now, id);
+          const auto& successor = model.record.successor;
+          const bool may_claim =
+              !holder && ((model.claimer && *model.claimer == id) ||
+                          (successor && (successor->acquisition == id ||
+                                         waiter.priority > successor->priority)));
+          if (may_claim) {
+            expected = absl::StrCat("[4,", Model::Why(why), "]");
+          } else {
+            absl::Duration left = absl::ZeroDuration();
+            if (holder) {
+              left = holder->deadline - now;
+            } else if (successor) {
+              left = successor->deadline - now;
+            }
+            const bool next =
+                (successor && successor->acquisition == id) ||
+                std::all_of(model.waiters.begin(), model.waiters.end(), [&](const Waiter& w) {
+                  return w.acquisition == id || w.deadline <= now || w.priority < waiter.priority ||
+                         (w.priority == waiter.priority && w.number > waiter.number);
+                });
+            expected = absl::StrCat("[5,", MicrosText(left), ",", next ? 1 : 0, "]");
+          }
+        }
+        seen[absl::StrCat("watch ", expected.substr(0, 2))]++;
+        actual = Text(
+            scripts
+                .Run(Step::kWatch, now,
+                     {id.ToString(), ClientOf(id), as_holder ? "h" : "w", owner_of[id],
+                      EncodePriority(asked), EncodePriorityDescending(asked), barging,
+                      MicrosText(waiter.reservation), lease, place_of ? place_of->ToString() : ""})
+                .get());
+      } else {
+        what = "unwatch";
+        Expire(model.record, now, effects);
+        model.Forget(id);
+        auto& successor = model.record.successor;
+        if (!model.record.holder && successor && successor->acquisition == id && model.nominated) {
+          successor.reset();
+          if (!effects.became_free) {
+            effects.became_free = true;
+            effects.why = HoldEnd::kReleased;
+          }
+        }
+        model.Finish(effects, now, id);
+        expected = "1";
+        actual = Text(scripts.Run(Step::kUnwatch, now, {id.ToString()}).get());
+      }
+      ASSERT_EQ(actual, expected) << what << " by " << id.ToString() << ", sequence " << sequence
+                                  << ", step " << step;
+      std::vector<std::string> messages = model.messages;
+      std::sort(messages.begin(), messages.end());
+      ASSERT_EQ(scripts.MessagesUntilMark(++mark), messages)
+          << what << ", sequence " << sequence << ", step " << step;
+      std::map<std::string, std::string> fields = scripts.Record();
+      fields.erase("q");
+      fields.erase("wd");
+      // Dead registrations are dropped when they are met; live ones must be there.
+      size_t live = 0;
+      std::erase_if(fields, [](const auto& field) { return field.first.starts_with("w:"); });
+      for (const Waiter& waiter : model.waiters) live += waiter.deadline > now ? 1 : 0;
+      ASSERT_EQ(fields, ExpectedFields(model))
+          << what << ", sequence " << sequence << ", step " << step;
+      ASSERT_GE(scripts.WaitingListSize(), static_cast<int64_t>(live));
+    }
+  }
+  // The sequences met every outcome.
+  for (const char* outcome :
+       {"[1", "[2", "[3", "[4", "release 1", "release 2", "release 3", "extend 0", "extend 1",
+        "extend 2", "confirm 0", "confirm 1", "confirm 2", "watch [1", "watch [2", "watch [3",
+        "watch [4", "watch [5"}) {
+    EXPECT_GT(seen[outcome], 0) << outcome;
+  }
+}
+
+// What the client sends for a plain request.
+std::vector<std::string> ObtainArguments(AcquisitionId id, std::string_view proposal,
+                                         std::string_view recovery = "0") {
+  const std::string priority = EncodePriority(0);
+  return {
+      id.ToString(),         ClientOf(id),         "", priority, "1", "1000000", "", "100000", "",
+      std::string(proposal), std::string(recovery)};
+}
+
+TEST(RedisScriptsTest, TokensFollowTheServersClockAndOnlyGrow) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  constexpr int64_t kNow = 1'800'000'000'000'000;
+  const int64_t slack = absl::ToInt64Microseconds(kTokenSlack);
+  uint64_t next_id = 1;
+  auto token = [&](absl::Time time, std::string_view proposal) {
+    const AcquisitionId id{1, next_id++};
+    const Reply reply = scripts.Run(Step::kObtain, time, ObtainArguments(id, proposal));
+    const int64_t token = reply->elements == 3 ? reply->element[1]->integer : -1;
+    scripts.Run(Step::kRelease, time, {id.ToString()});
+    return token;
+  };
+  // A proposal within the slack is taken as it is, to the last digit.
+  EXPECT_EQ(token(now, absl::StrCat(kNow + 123)), kNow + 123);
+  // Never smaller than the last one plus one.
+  EXPECT_EQ(token(now, absl::StrCat(kNow + 123)), kNow + 124);
+  EXPECT_EQ(token(now, "0"), kNow + 125);
+  // Absurd proposals move it no further than the slack.
+  EXPECT_EQ(token(now, "9007199254740991"), kNow + slack);
+  // The record is kept until the clock alone makes tokens larger.
+  const std::string key = RecordKey("p:", "r");
+  EXPECT_GE(scripts.commands().Do({"PTTL", key})->integer, 2 * slack / 1000);
+  // And then it may be lost.
+  scripts.commands().Do({"DEL", key});
+  EXPECT_GT(token(now + 2 * kTokenSlack + absl::Microseconds(1), "0"), kNow + slack);
+}
+
+TEST(RedisScriptsTest, WithoutItsMarkerAServerGrantsNothingUntilItHasRecovered) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  scripts.commands().Do({"DEL", MarkerKey("p:")});
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  const AcquisitionId id{1, 1};
+  EXPECT_EQ(Text(scripts.Run(Step::kObtain, now, ObtainArguments(id, "0", "500")).get()),
+            "[5,500]");
+  EXPECT_EQ(
+      Text(
+          scripts.Run(Step::kObtain, now + absl::Microseconds(499), ObtainArguments(id, "0", "500"))
+              .get()),
+      "[5,1]");
+  EXPECT_EQ(
+      Text(
+          scripts.Run(Step::kObtain, now + absl::Microseconds(500), ObtainArguments(id, "0", "500"))
+              .get())
+          .substr(0, 2),
+      "[1");
+}
+
+TEST(RedisScriptsTest, ARepeatedReleaseTouchesNoSuccessorAndNoStranger) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  const AcquisitionId first{1, 1};
+  const AcquisitionId second{1, 2};
+  scripts.Run(Step::kObtain, now, ObtainArguments(first, "0"));
+  EXPECT_EQ(Text(scripts.Run(Step::kRelease, now, {first.ToString()}).get()), "1");
+  scripts.Run(Step::kObtain, now, ObtainArguments(second, "0"));
+  EXPECT_EQ(Text(scripts.Run(Step::kRelease, now, {first.ToString()}).get()), "3");
+  EXPECT_EQ(Text(scripts.Run(Step::kExtend, now, {second.ToString(), "1000000"}).get()),
+            "[1,1000000]");
+}
+
+TEST(RedisScriptsTest, TheServersOwnClockIsUsedInProduction) {
+  RedisServer server;
+  Connection connection(server);
+  connection.Do({"SET", "p:marker", "1"});
+  std::vector<std::string> command = {"EVAL",
+                                      ScriptOf(Step::kObtain).text,
+                                      "3",
+                                      RecordKey("p:", "r"),
+                                      WaitingListKey("p:", "r"),
+                                      "p:marker",
+                                      ChannelPrefix("p:")};
+  for (const std::string& argument : ObtainArguments({1, 1}, "0")) command.push_back(argument);
+  EXPECT_EQ(Text(connection.Do(command).get()).substr(0, 2), "[1");
+  // The server knows the script by the name that the client computes.
+  EXPECT_EQ(Text(connection.Do({"SCRIPT", "EXISTS", ScriptOf(Step::kObtain).sha1}).get()), "[1]");
+}
+
+}  // namespace
+}  // namespace latchkey::redis
