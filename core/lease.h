@@ -69,6 +69,13 @@ class ResourceName {
   // NOLINTNEXTLINE(google-explicit-constructor)
   ResourceName(const char* bytes) : ResourceName(std::string_view(bytes)) {}
 
+  // The same name over a copy of its bytes, without hashing them again.
+  ResourceName WithBytes(std::string_view copy) const {
+    ResourceName name = *this;
+    name.bytes_ = copy;
+    return name;
+  }
+
   std::string_view bytes() const { return bytes_; }
   size_t hash() const { return hash_; }
   bool empty() const { return bytes_.empty(); }

@@ -66,6 +66,10 @@ struct BackendCapabilities {
   double clock_drift = 0;
   absl::Duration lease_margin = absl::ZeroDuration();
 
+  // Does every completion run before the call returns? Then an acquire needs no queue entry of its
+  // own while nobody is in the way, and blocking calls work inside callbacks.
+  bool answers_at_once = false;
+
   // Does an event always follow what it tells of, so that a waiter need not poll? False for
   // anything with a network in it.
   bool reliable_events = false;

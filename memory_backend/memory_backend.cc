@@ -133,6 +133,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
         shards_(ShardCount(options)) {
     capabilities_.name = "memory";
     capabilities_.infinite_lease = true;
+    capabilities_.answers_at_once = true;
     capabilities_.reliable_events = true;
     capabilities_.keeps_order = true;
     capabilities_.barging = true;

@@ -1,0 +1,81 @@
+// What one request for a lock may ask for. Every field has a default; name those that matter:
+//
+//   locks.Acquire("orders/42", {.priority = 5, .acquire_timeout = absl::Seconds(2)});
+//
+// A value that makes no sense is refused with kInvalidArgument, which names the field and the
+// value; one that the backend cannot honour, with kUnimplemented.
+#ifndef LATCHKEY_CORE_ACQUIRE_OPTIONS_H_
+#define LATCHKEY_CORE_ACQUIRE_OPTIONS_H_
+
+#include <limits>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+
+#include "absl/time/time.h"
+#include "latchkey/core/lease.h"
+#include "latchkey/core/policy/admission_policy.h"
+#include "latchkey/core/policy/preemption_policy.h"
+#include "latchkey/core/policy/retry_policy.h"
+
+namespace latchkey {
+
+struct AcquireOptions {
+  static constexpr int kUnlimited = std::numeric_limits<int>::max();
+
+  // Who locks. The same owner enters a lock that it holds already; any bytes. Empty: the owner of
+  // the surrounding ScopedOwner, or else a fresh anonymous one, equal to nobody.
+  std::string owner = {};
+
+  // Larger is more urgent; any int64.
+  Priority priority = 0;
+
+  // False: nobody may ask this hold to yield, whatever their priority.
+  bool preemptible = true;
+
+  // How long the hold lasts unless extended; positive. None: infinite where the backend offers that
+  // (the in-memory one does), else the backend's default lease, renewed.
+  std::optional<absl::Duration> lease = std::nullopt;
+
+  // Renew the lease in the background while the lock is held. None: only where the lease is finite
+  // because the backend has no infinite one. Needs a finite lease.
+  std::optional<bool> auto_renew = std::nullopt;
+
+  // The hold ends after this time at the latest, renewed or not; positive. It keeps a stuck holder
+  // from holding for ever.
+  absl::Duration max_hold = absl::InfiniteDuration();
+
+  // How long a holder that this request preempts has to yield before the lock is taken by force;
+  // not negative. Infinite: it is waited for, however long (acknowledged). None: as the preemption
+  // policy says, which is infinite by default.
+  std::optional<absl::Duration> preemption_grace = std::nullopt;
+
+  // How long to wait for the lock; not negative. Zero: not at all.
+  absl::Duration acquire_timeout = absl::InfiniteDuration();
+
+  // How often the backend may answer "denied" before the request fails; positive. Polls of a
+  // reservation do not count. With 1, a request that would have to queue fails at once.
+  int max_attempts = kUnlimited;
+
+  // Go before those of the same priority that wait already.
+  bool skip_queue = false;
+
+  // Gives the request up when it is requested to stop (kCancelled). Has no effect on a lock that
+  // was granted.
+  std::stop_token cancel = {};
+
+  // For Run and transactions, positive: how long the body may run, and how long waiting and running
+  // may take together, before the body is asked to stop. The lock is never freed under it.
+  absl::Duration max_execution_time = absl::InfiniteDuration();
+  absl::Duration max_occupation_time = absl::InfiniteDuration();
+
+  // Policies for this request; null: the manager's.
+  std::shared_ptr<const AdmissionPolicy> admission = nullptr;
+  std::shared_ptr<const PreemptionPolicy> preemption = nullptr;
+  std::shared_ptr<const RetryPolicy> retry = nullptr;
+};
+
+}  // namespace latchkey
+
+#endif  // LATCHKEY_CORE_ACQUIRE_OPTIONS_H_

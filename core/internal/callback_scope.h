@@ -1,0 +1,31 @@
+// Marks the time during which user code is called back, so that blocking calls can refuse to run
+// inside it instead of hanging the thread that everybody waits for.
+#ifndef LATCHKEY_CORE_INTERNAL_CALLBACK_SCOPE_H_
+#define LATCHKEY_CORE_INTERNAL_CALLBACK_SCOPE_H_
+
+#include <string_view>
+
+#include "absl/status/status.h"
+
+namespace latchkey::internal {
+
+class CallbackScope {
+ public:
+  CallbackScope() { ++depth_; }
+  ~CallbackScope() { --depth_; }
+  CallbackScope(const CallbackScope&) = delete;
+  CallbackScope& operator=(const CallbackScope&) = delete;
+
+  // Is this thread inside a callback of the library?
+  static bool Active() { return depth_ > 0; }
+
+ private:
+  static inline thread_local int depth_ = 0;
+};
+
+// kFailedPrecondition (kWouldBlock) for a call named `call` on `resource`.
+absl::Status WouldBlockError(std::string_view call, std::string_view resource);
+
+}  // namespace latchkey::internal
+
+#endif  // LATCHKEY_CORE_INTERNAL_CALLBACK_SCOPE_H_

@@ -1,0 +1,545 @@
+#include "latchkey/core/internal/hold.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey::internal {
+namespace {
+
+// Renewal is asked for when this much of the time until the end is over, so that it is done before
+// a third of the lease is left.
+constexpr double kRenewAfter = 0.6;
+// After a failure it is tried again this often before the end.
+constexpr double kRetryAfter = 0.25;
+constexpr absl::Duration kShortestRetry = absl::Milliseconds(1);
+
+Reason ReasonOfLoss(LockState state) {
+  switch (state) {
+    case LockState::kStolen:
+      return Reason::kStolen;
+    case LockState::kExpired:
+      return Reason::kExpired;
+    default:
+      return Reason::kLost;
+  }
+}
+
+std::string_view HowLost(LockState state) {
+  switch (state) {
+    case LockState::kStolen:
+      return "was taken by force, since the grace was over before it was released";
+    case LockState::kExpired:
+      return "expired: its lease ran out before it was released";
+    default:
+      return "was lost: the backend does not know the hold any more";
+  }
+}
+
+}  // namespace
+
+Hold::Hold(CoreShard* shard, HoldTerms terms)
+    : shard_(shard), terms_(std::move(terms)), valid_until_(terms_.valid_until) {}
+
+Hold::~Hold() { shard_->Unref(); }
+
+ManagerCore* Hold::core() const { return shard_->core; }
+
+Observer::Subject Hold::Subject() const {
+  return {.resource = terms_.resource,
+          .owner = terms_.owner,
+          .priority = terms_.priority,
+          .acquisition = terms_.id};
+}
+
+void Hold::Start() {
+  ManagerCore& core = *shard_->core;
+  if (!core.capabilities().inspect) {
+    absl::MutexLock lock(&shard_->mu);
+    shard_->holds.insert(this);
+  }
+  if (terms_.auto_renew) {
+    absl::MutexLock lock(&mu_);
+    const absl::Time now = core.clock().Now();
+    ArmRenewTimer(now + (valid_until_ - now) * kRenewAfter);
+  }
+  // An observer wants to hear of what befalls the hold, also where its holder does not listen.
+  if (core.observer() != nullptr) Listen();
+}
+
+// ---- Looking ------------------------------------------------------------------------------------
+
+absl::Time Hold::End() const { return std::min({valid_until_, grace_end_, terms_.hold_end}); }
+
+bool Hold::TimeMatters() const { return End() != absl::InfiniteFuture(); }
+
+void Hold::LookAtClock(Signals& signals) {
+  if (!Exclusive(state_) || !TimeMatters()) return;
+  const absl::Time now = shard_->core->clock().Now();
+  if (now < End()) return;
+  const bool lease_over = now >= std::min(valid_until_, terms_.hold_end);
+  Lose(lease_over ? LockState::kExpired : LockState::kStolen, signals);
+}
+
+void Hold::Lose(LockState state, Signals& signals) {
+  if (!Exclusive(state_)) return;
+  state_ = state;
+  signals.lost = true;
+  signals.stop = true;
+  signals.state = state;
+  CancelTimers();
+}
+
+LockState Hold::State() {
+  Listen();
+  Signals signals;
+  LockState state;
+  {
+    absl::MutexLock lock(&mu_);
+    LookAtClock(signals);
+    state = state_;
+  }
+  Fire(signals);
+  return state;
+}
+
+absl::Duration Hold::Remaining() {
+  if (!Exclusive(State())) return absl::ZeroDuration();
+  absl::MutexLock lock(&mu_);
+  if (!Exclusive(state_)) return absl::ZeroDuration();
+  if (!TimeMatters()) return absl::InfiniteDuration();
+  return std::max(End() - shard_->core->clock().Now(), absl::ZeroDuration());
+}
+
+ResourceState Hold::Describe() {
+  ResourceState state{.resource = terms_.resource,
+                      .holder_owner = terms_.owner,
+                      .holder_priority = terms_.priority,
+                      .handles = 1,
+                      .token = terms_.token};
+  const absl::Time now = shard_->core->clock().Now();
+  absl::MutexLock lock(&mu_);
+  state.held = Exclusive(state_) && now < End();
+  state.reserved = state_ == LockState::kYielding;
+  if (terms_.acquired != absl::InfinitePast()) state.age = now - terms_.acquired;
+  if (End() != absl::InfiniteFuture()) state.remaining_lease = End() - now;
+  return state;
+}
+
+// ---- Listening
+// ------------------------------------------------------------------------------------
+
+void Hold::Listen() {
+  {
+    absl::MutexLock lock(&mu_);
+    if (listening_ || !Exclusive(state_)) return;
+    listening_ = true;
+    ArmEndTimer();
+  }
+  // Without the mutex: what already happened is told at once.
+  Subscription subscription = shard_->core->backend().Watch(
+      {.resource = ResourceName(terms_.resource),
+       .acquisition = terms_.id,
+       .role = WatchRole::kHolder,
+       .hint = terms_.hint,
+       .owner = terms_.owner,
+       .priority = terms_.priority},
+      [hold = RefPtr<Hold>::Share(this)](const WatchEvent& event) { hold->OnEvent(event); });
+  absl::MutexLock lock(&mu_);
+  // If it ended meanwhile, the subscription goes with this scope.
+  if (Exclusive(state_)) std::swap(subscription_, subscription);
+}
+
+void Hold::OnEvent(const WatchEvent& event) {
+  Signals signals;
+  {
+    absl::MutexLock lock(&mu_);
+    LookAtClock(signals);
+    if (Exclusive(state_)) {
+      switch (event.kind) {
+        case WatchEventKind::kYieldRequested: {
+          if (event.grace_remaining != absl::InfiniteDuration()) {
+            const BackendCapabilities& backend = shard_->core->capabilities();
+            const absl::Time end = shard_->core->clock().Now() +
+                                   event.grace_remaining * (1 - backend.clock_drift) -
+                                   backend.lease_margin;
+            grace_end_ = std::min(grace_end_, end);
+            ArmEndTimer();
+          }
+          if (state_ == LockState::kHeld) {
+            state_ = LockState::kYielding;
+            yield_untold_ = true;
+            signals.yield = true;
+            signals.stop = true;
+            signals.thief_priority = event.thief_priority;
+          }
+          LookAtClock(signals);
+          break;
+        }
+        case WatchEventKind::kYieldWithdrawn:
+          if (state_ == LockState::kYielding) {
+            state_ = LockState::kHeld;
+            yield_untold_ = false;
+            grace_end_ = absl::InfiniteFuture();
+            ArmEndTimer();
+            // Renewal was refused meanwhile.
+            if (terms_.auto_renew && !renewing_) ArmRenewTimer(shard_->core->clock().Now());
+          }
+          break;
+        case WatchEventKind::kHoldEnded:
+          Lose(event.why == HoldEnd::kStolen    ? LockState::kStolen
+               : event.why == HoldEnd::kExpired ? LockState::kExpired
+                                                : LockState::kLost,
+               signals);
+          break;
+        case WatchEventKind::kDisplaced:
+          break;  // For waiters.
+      }
+    }
+  }
+  Fire(signals);
+}
+
+std::stop_token Hold::StopToken() {
+  bool request = false;
+  std::stop_source source;
+  {
+    absl::MutexLock lock(&mu_);
+    if (!stop_) stop_.emplace();
+    source = *stop_;
+    request = stop_wanted_;
+  }
+  if (request) source.request_stop();
+  State();  // Listens, and notes what the clock says.
+  return source.get_token();
+}
+
+void Hold::OnYieldRequested(absl::AnyInvocable<void()> callback) {
+  bool now = false;
+  {
+    absl::MutexLock lock(&mu_);
+    if (closed_) return;
+    std::swap(on_yield_, callback);  // The old one goes without the mutex.
+    now = state_ == LockState::kYielding && yield_untold_;
+  }
+  if (now) {
+    Fire({.yield = true});
+  } else {
+    State();
+  }
+}
+
+void Hold::OnLost(absl::AnyInvocable<void(LockState)> callback) {
+  Signals signals;
+  {
+    absl::MutexLock lock(&mu_);
+    if (closed_) return;
+    std::swap(on_lost_, callback);
+    signals.state = state_;
+    signals.lost =
+        state_ == LockState::kStolen || state_ == LockState::kExpired || state_ == LockState::kLost;
+  }
+  if (signals.lost) {
+    shard_->core->RunUser([hold = RefPtr<Hold>::Share(this), state = signals.state] {
+      hold->RunLostCallback(state);
+    });
+  } else {
+    State();
+  }
+}
+
+void Hold::Fire(Signals signals) {
+  if (!signals.stop && !signals.yield && !signals.lost) return;
+  std::optional<std::stop_source> source;
+  Subscription ended;
+  bool has_yield;
+  bool has_lost;
+  {
+    absl::MutexLock lock(&mu_);
+    if (signals.stop) {
+      stop_wanted_ = true;
+      source = stop_;
+    }
+    if (signals.lost) ended = std::move(subscription_);
+    has_yield = on_yield_ != nullptr;
+    has_lost = on_lost_ != nullptr;
+  }
+  if (Observer* const observer = shard_->core->observer()) {
+    if (signals.yield && signals.stop) observer->OnPreempted(Subject(), signals.thief_priority);
+    if (signals.lost && signals.state == LockState::kStolen) observer->OnStolen(Subject());
+    if (signals.lost && signals.state == LockState::kExpired) observer->OnExpired(Subject());
+    if (signals.lost && signals.state == LockState::kLost) observer->OnLost(Subject());
+  }
+  if (source) {
+    CallbackScope scope;
+    source->request_stop();
+  }
+  if (signals.yield && has_yield) {
+    shard_->core->RunUser([hold = RefPtr<Hold>::Share(this)] { hold->RunYieldCallback(); });
+  }
+  if (signals.lost && has_lost) {
+    shard_->core->RunUser([hold = RefPtr<Hold>::Share(this), state = signals.state] {
+      hold->RunLostCallback(state);
+    });
+  }
+}
+
+void Hold::RunYieldCallback() {
+  absl::AnyInvocable<void()> callback;
+  {
+    absl::MutexLock lock(&mu_);
+    // Withdrawn, lost or told meanwhile: then there is nothing to say.
+    if (closed_ || on_yield_ == nullptr || !yield_untold_ || state_ != LockState::kYielding) return;
+    yield_untold_ = false;
+    callback = std::move(on_yield_);
+    on_yield_ = nullptr;
+    running_.push_back(std::this_thread::get_id());
+  }
+  callback();
+  absl::MutexLock lock(&mu_);
+  if (on_yield_ == nullptr && !closed_) on_yield_ = std::move(callback);
+  running_.erase(std::find(running_.begin(), running_.end(), std::this_thread::get_id()));
+}
+
+void Hold::RunLostCallback(LockState state) {
+  absl::AnyInvocable<void(LockState)> callback;
+  {
+    absl::MutexLock lock(&mu_);
+    if (closed_ || on_lost_ == nullptr) return;
+    callback = std::exchange(on_lost_, nullptr);  // At most once.
+    running_.push_back(std::this_thread::get_id());
+  }
+  callback(state);
+  absl::MutexLock lock(&mu_);
+  running_.erase(std::find(running_.begin(), running_.end(), std::this_thread::get_id()));
+}
+
+void Hold::CloseCallbacks() {
+  absl::AnyInvocable<void()> on_yield;
+  absl::AnyInvocable<void(LockState)> on_lost;
+  absl::MutexLock lock(&mu_);
+  closed_ = true;
+  on_yield = std::move(on_yield_);
+  on_lost = std::move(on_lost_);
+  const auto alone = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const auto self = std::this_thread::get_id();
+    return std::all_of(running_.begin(), running_.end(),
+                       [&](std::thread::id id) { return id == self; });
+  };
+  mu_.Await(absl::Condition(&alone));
+}
+
+// ---- Time ---------------------------------------------------------------------------------------
+
+void Hold::CancelTimers() {
+  Clock& clock = shard_->core->clock();
+  clock.Cancel(std::exchange(end_timer_, 0));
+  clock.Cancel(std::exchange(renew_timer_, 0));
+}
+
+// Only somebody who listens needs to be told; others look at the clock when they ask.
+void Hold::ArmEndTimer() {
+  Clock& clock = shard_->core->clock();
+  clock.Cancel(std::exchange(end_timer_, 0));
+  if (!listening_ || !Exclusive(state_) || !TimeMatters()) return;
+  end_timer_ = clock.RunAt(End(), [hold = RefPtr<Hold>::Share(this)] { hold->OnEndTimer(); });
+}
+
+void Hold::OnEndTimer() {
+  Signals signals;
+  {
+    absl::MutexLock lock(&mu_);
+    end_timer_ = 0;
+    LookAtClock(signals);
+    // An extension may have moved the end while this was on its way.
+    if (Exclusive(state_)) ArmEndTimer();
+  }
+  Fire(signals);
+}
+
+// ---- Lease --------------------------------------------------------------------------------------
+
+void Hold::ArmRenewTimer(absl::Time at) {
+  Clock& clock = shard_->core->clock();
+  clock.Cancel(std::exchange(renew_timer_, 0));
+  if (at >= terms_.hold_end) return;
+  renew_timer_ = clock.RunAt(at, [hold = RefPtr<Hold>::Share(this)] { hold->Renew(); });
+}
+
+void Hold::Renew() {
+  ManagerCore& core = *shard_->core;
+  const absl::Time sent = core.clock().Now();
+  Signals signals;
+  absl::Duration lease = terms_.lease;
+  bool ask = false;
+  {
+    absl::MutexLock lock(&mu_);
+    LookAtClock(signals);
+    if (Exclusive(state_) && !renewing_ && !closed_) {
+      renewing_ = ask = true;
+      lease = std::min(lease, terms_.hold_end - sent);
+    }
+  }
+  Fire(signals);
+  if (!ask) return;
+  core.backend().Extend(
+      ThisHold(), lease,
+      [hold = RefPtr<Hold>::Share(this), sent](absl::StatusOr<ExtendReply> reply) {
+        hold->OnRenewed(sent, std::move(reply));
+      });
+}
+
+void Hold::OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) {
+  static_cast<void>(ApplyExtension(sent, reply));
+  absl::MutexLock lock(&mu_);
+  renewing_ = false;
+  if (!Exclusive(state_) || closed_) return;
+  const absl::Time now = shard_->core->clock().Now();
+  if (reply.ok() && reply->outcome == ExtendOutcome::kExtended) {
+    renewal_failures_ = 0;
+    ArmRenewTimer(now + (valid_until_ - now) * kRenewAfter);
+  } else {
+    // One failure is not a loss; the end of the lease is. A refusal may end with the reservation.
+    ++renewal_failures_;
+    ArmRenewTimer(now + std::max((valid_until_ - now) * kRetryAfter, kShortestRetry));
+  }
+}
+
+absl::Status Hold::ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendReply>& reply) {
+  if (!reply.ok()) return reply.status();
+  Signals signals;
+  absl::Status status;
+  {
+    absl::MutexLock lock(&mu_);
+    LookAtClock(signals);
+    if (Exclusive(state_)) {
+      switch (reply->outcome) {
+        case ExtendOutcome::kExtended:
+          valid_until_ = std::max(valid_until_, shard_->core->ValidUntil(sent, reply->remaining));
+          ArmEndTimer();
+          break;
+        case ExtendOutcome::kReserved:
+          status = MakeError(
+              Reason::kYieldRequested,
+              absl::StrCat("the lock on ", ResourceForMessage(terms_.resource),
+                           " was not extended: somebody of higher priority waits for it"));
+          break;
+        case ExtendOutcome::kNotHeld:
+          Lose(LockState::kLost, signals);
+          break;
+      }
+    }
+    if (!Exclusive(state_)) status = LossError(state_);
+  }
+  Fire(signals);
+  return status;
+}
+
+void Hold::Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done) {
+  if (lease <= absl::ZeroDuration()) {
+    done(MakeError(Reason::kInvalidArgument,
+                   absl::StrCat("lease must be positive, but is ", absl::FormatDuration(lease))));
+    return;
+  }
+  ManagerCore& core = *shard_->core;
+  const BackendCapabilities& backend = core.capabilities();
+  if ((lease == absl::InfiniteDuration() && !backend.infinite_lease) ||
+      (lease != absl::InfiniteDuration() && lease > backend.max_lease)) {
+    done(MakeError(Reason::kNotSupported,
+                   absl::StrCat("backend '", backend.name, "' offers no lease of ",
+                                absl::FormatDuration(lease))));
+    return;
+  }
+  const absl::Time sent = core.clock().Now();
+  Signals signals;
+  absl::Status status;
+  {
+    absl::MutexLock lock(&mu_);
+    LookAtClock(signals);
+    if (!Exclusive(state_)) status = LossError(state_);
+    lease = std::min(lease, terms_.hold_end - sent);
+  }
+  Fire(signals);
+  if (!status.ok()) {
+    done(std::move(status));
+    return;
+  }
+  core.backend().Extend(
+      ThisHold(), lease,
+      [hold = RefPtr<Hold>::Share(this), sent, done = std::move(done)](
+          absl::StatusOr<ExtendReply> reply) mutable { done(hold->ApplyExtension(sent, reply)); });
+}
+
+absl::Status Hold::LossError(LockState state) const {
+  if (state == LockState::kReleased) {
+    return MakeError(
+        Reason::kNotHeld,
+        absl::StrCat("the lock on ", ResourceForMessage(terms_.resource), " was already released"));
+  }
+  return MakeError(ReasonOfLoss(state),
+                   absl::StrCat("the lock on ", ResourceForMessage(terms_.resource),
+                                " (fencing token ", terms_.token, ") ", HowLost(state)));
+}
+
+// ---- Release
+// --------------------------------------------------------------------------------------
+
+void Hold::Release(absl::AnyInvocable<void(absl::Status)> done) {
+  CloseCallbacks();
+  ManagerCore& core = *shard_->core;
+  Subscription subscription;
+  Signals signals;
+  LockState before;
+  {
+    absl::MutexLock lock(&mu_);
+    LookAtClock(signals);
+    before = state_;
+    CancelTimers();
+    subscription = std::move(subscription_);
+    if (Exclusive(state_)) state_ = LockState::kReleased;
+  }
+  Fire(signals);
+  subscription.Reset();
+  if (!core.capabilities().inspect) {
+    absl::MutexLock lock(&shard_->mu);
+    shard_->holds.erase(this);
+  }
+  if (before == LockState::kReleased) {
+    done(absl::OkStatus());
+    return;
+  }
+  if (Exclusive(before)) {
+    if (Observer* const observer = core.observer()) {
+      observer->OnReleased(Subject(), core.clock().Now() - terms_.acquired);
+    }
+  }
+  // Also if it is lost by our clock: the backend's may be behind, and then others wait for nothing.
+  core.backend().Release(
+      ThisHold(), [hold = RefPtr<Hold>::Share(this), before,
+                   done = std::move(done)](absl::StatusOr<ReleaseOutcome> outcome) mutable {
+        if (!Exclusive(before)) {
+          done(hold->LossError(before));
+        } else if (!outcome.ok()) {
+          done(outcome.status());
+        } else if (*outcome == ReleaseOutcome::kReleased) {
+          done(absl::OkStatus());
+        } else {
+          absl::Time end;
+          {
+            absl::MutexLock lock(&hold->mu_);
+            end = hold->End();
+            hold->state_ =
+                hold->shard_->core->clock().Now() >= end ? LockState::kExpired : LockState::kLost;
+            before = hold->state_;
+          }
+          done(hold->LossError(before));
+        }
+      });
+}
+
+}  // namespace latchkey::internal

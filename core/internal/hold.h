@@ -1,0 +1,137 @@
+// Hold is a lock with a life of its own: a finite lease, renewal, listeners, an observer, or a
+// backend that needs the resource's name back. Plain locks (core/lock.h) have none until somebody
+// listens to them.
+//
+// Thread safety: all methods may be called from any thread.
+#ifndef LATCHKEY_CORE_INTERNAL_HOLD_H_
+#define LATCHKEY_CORE_INTERNAL_HOLD_H_
+
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "latchkey/core/clock.h"
+#include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lease.h"
+#include "latchkey/core/lock.h"
+#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/observer.h"
+
+namespace latchkey::internal {
+
+class ManagerCore;
+struct CoreShard;
+
+// What a hold starts from.
+struct HoldTerms {
+  std::string resource = {};  // May be empty where the hint identifies the hold.
+  std::string owner = {};
+  Priority priority = 0;
+  AcquisitionId id = {};
+  FencingToken token = 0;
+  LeaseHint hint = 0;
+  absl::Duration lease = absl::InfiniteDuration();
+  bool auto_renew = false;
+  // By the manager's clock; infinite past if the clock was not asked (infinite lease, no observer).
+  absl::Time acquired = absl::InfinitePast();
+  absl::Time valid_until = absl::InfiniteFuture();
+  absl::Time hold_end = absl::InfiniteFuture();  // From max_hold.
+};
+
+class Hold : public RefCounted<Hold> {
+ public:
+  // Takes over one of the shard's live references.
+  Hold(CoreShard* shard, HoldTerms terms);
+
+  // Begins what the terms ask for. Apart from the constructor, since events may come at once.
+  void Start();
+
+  LockState State();
+  absl::Duration Remaining();
+  std::stop_token StopToken();
+  void OnYieldRequested(absl::AnyInvocable<void()> callback);
+  void OnLost(absl::AnyInvocable<void(LockState)> callback);
+
+  // Ends all callbacks (see ~Lock), then gives the lock back. `done` runs exactly once, on whatever
+  // thread the backend answers.
+  void Release(absl::AnyInvocable<void(absl::Status)> done);
+  void Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done);
+
+  const HoldTerms& terms() const { return terms_; }
+  ManagerCore* core() const;
+  ResourceState Describe();
+
+ private:
+  friend class RefCounted<Hold>;
+  ~Hold();
+
+  // What to do once the mutex is free.
+  struct Signals {
+    bool stop = false;
+    bool yield = false;
+    bool lost = false;
+    LockState state = LockState::kHeld;
+    Priority thief_priority = 0;
+  };
+
+  static bool Exclusive(LockState state) {
+    return state == LockState::kHeld || state == LockState::kYielding;
+  }
+  // The moment from which the hold is not exclusive any more.
+  absl::Time End() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool TimeMatters() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Notes what the clock says.
+  void LookAtClock(Signals& signals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Lose(LockState state, Signals& signals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CancelTimers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ArmEndTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ArmRenewTimer(absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status LossError(LockState state) const;
+
+  void Listen() ABSL_LOCKS_EXCLUDED(mu_);
+  void OnEvent(const WatchEvent& event) ABSL_LOCKS_EXCLUDED(mu_);
+  void OnEndTimer() ABSL_LOCKS_EXCLUDED(mu_);
+  void Renew() ABSL_LOCKS_EXCLUDED(mu_);
+  void OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendReply>& reply)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void Fire(Signals signals) ABSL_LOCKS_EXCLUDED(mu_);
+  void RunYieldCallback() ABSL_LOCKS_EXCLUDED(mu_);
+  void RunLostCallback(LockState state) ABSL_LOCKS_EXCLUDED(mu_);
+  void CloseCallbacks() ABSL_LOCKS_EXCLUDED(mu_);
+  HoldRef ThisHold() const { return {ResourceName(terms_.resource), terms_.id, terms_.hint}; }
+  Observer::Subject Subject() const;
+
+  CoreShard* const shard_;
+  const HoldTerms terms_;
+
+  absl::Mutex mu_;
+  LockState state_ ABSL_GUARDED_BY(mu_) = LockState::kHeld;
+  absl::Time valid_until_ ABSL_GUARDED_BY(mu_);
+  absl::Time grace_end_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
+  bool listening_ ABSL_GUARDED_BY(mu_) = false;
+  Subscription subscription_ ABSL_GUARDED_BY(mu_);
+  std::optional<std::stop_source> stop_ ABSL_GUARDED_BY(mu_);
+  bool stop_wanted_ ABSL_GUARDED_BY(mu_) = false;  // For a token asked for later.
+  bool yield_untold_ ABSL_GUARDED_BY(mu_) = false;
+  absl::AnyInvocable<void()> on_yield_ ABSL_GUARDED_BY(mu_);
+  absl::AnyInvocable<void(LockState)> on_lost_ ABSL_GUARDED_BY(mu_);
+  Clock::TimerId end_timer_ ABSL_GUARDED_BY(mu_) = 0;
+  Clock::TimerId renew_timer_ ABSL_GUARDED_BY(mu_) = 0;
+  bool renewing_ ABSL_GUARDED_BY(mu_) = false;
+  int renewal_failures_ ABSL_GUARDED_BY(mu_) = 0;
+  // The threads on which a callback runs, and whether any more may begin.
+  std::vector<std::thread::id> running_ ABSL_GUARDED_BY(mu_);
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace latchkey::internal
+
+#endif  // LATCHKEY_CORE_INTERNAL_HOLD_H_

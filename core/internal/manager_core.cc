@@ -1,0 +1,984 @@
+#include "latchkey/core/internal/manager_core.h"
+
+#include <algorithm>
+#include <limits>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey::internal {
+namespace {
+
+// Rule C8: a reservation lasts at most a sixth of the lease that it waits for; rule C5: it is
+// polled well within that time.
+constexpr int kReservationPart = 6;
+constexpr double kPollPart = 0.4;
+constexpr absl::Duration kShortestReservation = absl::Milliseconds(1);
+
+absl::Status InvalidField(std::string_view resource, std::string_view field, std::string_view rule,
+                          std::string_view value) {
+  return MakeError(Reason::kInvalidArgument,
+                   absl::StrCat(field, " must ", rule, ", but is ", value, " (locking ",
+                                ResourceForMessage(resource), ")"));
+}
+
+std::string_view FinishedText(Reason reason) {
+  switch (reason) {
+    case Reason::kAcquireTimeout:
+      return "acquire_timeout is over";
+    case Reason::kCancelled:
+      return "the caller cancelled the request";
+    case Reason::kShutdown:
+      return "the lock manager was destroyed";
+    case Reason::kTooManyPending:
+      return "too many requests wait already";
+    case Reason::kAttemptsExhausted:
+      return "max_attempts are used up";
+    default:
+      return ReasonName(reason);
+  }
+}
+
+uint64_t RandomSeed(uint64_t wanted) {
+  if (wanted != 0) return wanted;
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+// ---- Waiter
+// ---------------------------------------------------------------------------------------
+
+Waiter::Waiter(CoreShard* in_shard, ResourceName resource_name, const Plan& from,
+               const AcquireOptions& with, AcquireCallback call)
+    : shard(in_shard),
+      resource(resource_name.bytes()),
+      name(resource_name.WithBytes(resource)),
+      owner(from.owner),
+      plan(from),
+      options(with),
+      done(std::move(call)) {
+  plan.owner = owner;
+  shard->Ref();
+}
+
+Waiter::~Waiter() { shard->Unref(); }
+
+void Waiter::StopFn::operator()() const {
+  waiter->shard->core->GiveUp(*waiter, Reason::kCancelled);
+}
+
+// ---- Construction
+// -----------------------------------------------------------------------------------
+
+ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOptions options)
+    : backend_(std::move(backend)),
+      capabilities_(backend_->capabilities()),
+      options_([&options] {
+        if (options.admission == nullptr) options.admission = LimitPending();
+        if (options.queue == nullptr) options.queue = PriorityQueue();
+        if (options.retry == nullptr) options.retry = ExponentialBackoff();
+        return std::move(options);
+      }()),
+      clock_(options_.clock != nullptr ? *options_.clock : RealClock()),
+      executor_(options_.executor != nullptr ? *options_.executor : InlineExecutor()),
+      barging_(options_.queue->AllowsBarging()),
+      plain_preemption_(options_.preemption == nullptr),
+      random_state_(RandomSeed(options_.random_seed)) {
+  for (CoreShard& shard : shards_) shard.core = this;
+}
+
+void ManagerCore::Shutdown() {
+  shut_down_.store(true);
+  for (CoreShard& shard : shards_) {
+    std::vector<std::string> resources;
+    {
+      absl::MutexLock lock(&shard.mu);
+      for (auto& [resource, queue] : shard.queues) {
+        resources.push_back(resource);
+        const std::vector<Waiter*> waiters(queue->order.begin(), queue->order.end());
+        for (Waiter* const waiter : waiters) {
+          waiter->shard->mu.AssertHeld();
+          Finish(*waiter, GiveUpError(*waiter, Reason::kShutdown), waiter->reserved);
+        }
+      }
+    }
+    for (const std::string& resource : resources) Pump(shard, resource);
+  }
+  // The last of them may delete this.
+  CoreShard* const shards = shards_;
+  for (size_t i = 0; i < kShards; ++i) shards[i].Unref();
+}
+
+// ---- Requests
+// -----------------------------------------------------------------------------------------
+
+absl::Status ManagerCore::CheckOptions(const ResourceName& resource,
+                                       const AcquireOptions& options) const {
+  if (resource.empty()) {
+    return MakeError(Reason::kInvalidArgument, "resource must not be empty, but is ''");
+  }
+  const auto positive = [&](std::string_view field, absl::Duration value) {
+    return value > absl::ZeroDuration()
+               ? absl::OkStatus()
+               : InvalidField(resource, field, "be positive", absl::FormatDuration(value));
+  };
+  const auto not_negative = [&](std::string_view field, absl::Duration value) {
+    return value >= absl::ZeroDuration()
+               ? absl::OkStatus()
+               : InvalidField(resource, field, "not be negative", absl::FormatDuration(value));
+  };
+  if (options.lease) {
+    if (auto bad = positive("lease", *options.lease); !bad.ok()) return bad;
+    if (*options.lease == absl::InfiniteDuration() ? !capabilities_.infinite_lease
+                                                   : *options.lease > capabilities_.max_lease) {
+      return MakeError(Reason::kNotSupported,
+                       absl::StrCat("backend '", capabilities_.name, "' offers no lease of ",
+                                    absl::FormatDuration(*options.lease), " (at most ",
+                                    absl::FormatDuration(capabilities_.max_lease), "), wanted for ",
+                                    ResourceForMessage(resource)));
+    }
+  }
+  if (auto bad = positive("max_hold", options.max_hold); !bad.ok()) return bad;
+  if (options.preemption_grace) {
+    auto bad = not_negative("preemption_grace", *options.preemption_grace);
+    if (!bad.ok()) return bad;
+  }
+  if (auto bad = not_negative("acquire_timeout", options.acquire_timeout); !bad.ok()) return bad;
+  if (options.max_attempts < 1) {
+    return InvalidField(resource, "max_attempts", "be positive",
+                        absl::StrCat(options.max_attempts));
+  }
+  if (auto bad = positive("max_execution_time", options.max_execution_time); !bad.ok()) return bad;
+  return positive("max_occupation_time", options.max_occupation_time);
+}
+
+absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOptions& options,
+                                   Plan& plan) const {
+  if (absl::Status bad = CheckOptions(resource, options); ABSL_PREDICT_FALSE(!bad.ok())) return bad;
+  plan.owner = options.owner;
+  plan.priority = options.priority;
+  plan.preemptible = options.preemptible;
+  plan.max_hold = options.max_hold;
+  if (options.lease) {
+    plan.lease = *options.lease;
+  } else if (!capabilities_.infinite_lease) {
+    plan.lease = std::min(capabilities_.default_lease, capabilities_.max_lease);
+  }
+  // Where the lease would have no end, max_hold is the lease.
+  if (plan.max_hold < plan.lease) plan.lease = plan.max_hold;
+  const bool finite = plan.lease != absl::InfiniteDuration();
+  plan.auto_renew = finite && plan.lease < plan.max_hold &&
+                    options.auto_renew.value_or(!options.lease && !capabilities_.infinite_lease);
+  if (!capabilities_.infinite_lease) {
+    plan.reservation_lease = std::max(plan.lease / kReservationPart, kShortestReservation);
+  }
+  const PreemptionPolicy* const policy =
+      options.preemption != nullptr ? options.preemption.get() : options_.preemption.get();
+  if (policy == nullptr) {
+    plan.reserve_below = std::numeric_limits<Priority>::max();
+  } else {
+    const PreemptionDecision decision = policy->Decide(plan.priority);
+    plan.reserve_below = decision.reserve_below;
+    if (decision.grace != absl::InfiniteDuration()) plan.grace = decision.grace;
+  }
+  if (options.preemption_grace) {
+    plan.grace.reset();
+    if (*options.preemption_grace != absl::InfiniteDuration()) {
+      plan.grace = options.preemption_grace;
+    }
+  }
+  if (plan.grace && !capabilities_.forced_handover) {
+    return MakeError(Reason::kNotSupported,
+                     absl::StrCat("backend '", capabilities_.name,
+                                  "' offers no forced hand-over (preemption_grace ",
+                                  absl::FormatDuration(*plan.grace), "), wanted for ",
+                                  ResourceForMessage(resource)));
+  }
+  return absl::OkStatus();
+}
+
+ObtainRequest ManagerCore::RequestOf(const ResourceName& resource, AcquisitionId id,
+                                     const Plan& plan) const {
+  return {.resource = resource,
+          .acquisition = id,
+          .owner = plan.owner,
+          .priority = plan.priority,
+          .preemptible = plan.preemptible,
+          .lease = plan.lease,
+          .reserve_below = plan.reserve_below,
+          .reservation_lease = plan.reservation_lease,
+          .grace = plan.grace};
+}
+
+bool ManagerCore::GoesDirectly(const Plan& plan, const AcquireOptions& options) const {
+  // A named owner may hold the lock already; one attempt means that there is no waiting.
+  return barging_ || !plan.owner.empty() || options.max_attempts == 1 ||
+         options.acquire_timeout == absl::ZeroDuration();
+}
+
+bool ManagerCore::NeedsHold(const Plan& plan) const {
+  return plan.lease != absl::InfiniteDuration() || options_.observer != nullptr ||
+         !capabilities_.hint_identifies_hold || !capabilities_.answers_at_once ||
+         !capabilities_.inspect;
+}
+
+absl::Time ManagerCore::ValidUntil(absl::Time sent, absl::Duration remaining) const {
+  if (remaining == absl::InfiniteDuration()) return absl::InfiniteFuture();
+  const absl::Duration safe =
+      capabilities_.clock_drift == 0 ? remaining : remaining * (1 - capabilities_.clock_drift);
+  return sent + safe - capabilities_.lease_margin;
+}
+
+double ManagerCore::Random() {
+  // SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+  uint64_t z = random_state_.fetch_add(0x9e3779b97f4a7c15, std::memory_order_relaxed);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  z ^= z >> 31;
+  return static_cast<double>(z >> 11) * 0x1.0p-53;
+}
+
+void ManagerCore::RunUser(absl::AnyInvocable<void()> task) {
+  executor_.Execute([task = std::move(task)]() mutable {
+    CallbackScope scope;
+    task();
+    task = nullptr;  // What it captured may be user code, too.
+  });
+}
+
+Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id,
+                          const Plan& plan, absl::Time sent, const ObtainReply& reply) {
+  if (!NeedsHold(plan)) return Lock(&shard, id, reply.token, reply.hint);
+  HoldTerms terms{.resource = std::string(resource.bytes()),
+                  .owner = std::string(plan.owner),
+                  .priority = plan.priority,
+                  .id = id,
+                  .token = reply.token,
+                  .hint = reply.hint,
+                  .lease = plan.lease,
+                  .auto_renew = plan.auto_renew};
+  terms.valid_until = ValidUntil(sent, reply.remaining);
+  if (plan.max_hold != absl::InfiniteDuration()) terms.hold_end = sent + plan.max_hold;
+  if (options_.observer != nullptr) terms.acquired = clock_.Now();
+  auto* const hold = new Hold(&shard, std::move(terms));
+  hold->Start();
+  return Lock(hold);
+}
+
+absl::StatusOr<ObtainReply> ManagerCore::AskNow(const ObtainRequest& request) {
+  absl::StatusOr<ObtainReply> answer = absl::StatusOr<ObtainReply>(ObtainReply());
+  backend_->Obtain(request,
+                   [&answer](absl::StatusOr<ObtainReply> reply) { answer = std::move(reply); });
+  return answer;
+}
+
+absl::StatusOr<Lock> ManagerCore::Acquire(ResourceName resource, const AcquireOptions& options) {
+  Plan plan;
+  if (absl::Status bad = MakePlan(resource, options, plan); ABSL_PREDICT_FALSE(!bad.ok())) {
+    return bad;
+  }
+  if (ABSL_PREDICT_FALSE(CallbackScope::Active())) return WouldBlockError("Acquire()", resource);
+  CoreShard& shard = ShardOf(resource);
+  shard.Ref();
+  const AcquisitionId id = AcquisitionId::Next();
+  std::optional<ObtainReply> first;
+  absl::Time asked_at;
+  if (ABSL_PREDICT_TRUE(capabilities_.answers_at_once) &&
+      (shard.waiting.load(std::memory_order_relaxed) == 0 || GoesDirectly(plan, options)) &&
+      !options.cancel.stop_requested()) {
+    if (plan.lease != absl::InfiniteDuration()) asked_at = clock_.Now();
+    absl::StatusOr<ObtainReply> answer = AskNow(RequestOf(resource, id, plan));
+    if (ABSL_PREDICT_FALSE(!answer.ok())) {
+      shard.Unref();
+      return answer.status();
+    }
+    if (ABSL_PREDICT_TRUE(answer->token != 0)) {
+      if (Observer* const seen = observer()) {
+        seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
+      }
+      return Granted(shard, resource, id, plan, asked_at, *answer);
+    }
+    first = *std::move(answer);
+  }
+  absl::StatusOr<Lock> lock =
+      AcquireSlowly(shard, resource, plan, options, id, std::move(first), asked_at);
+  shard.Unref();
+  return lock;
+}
+
+absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const ResourceName& resource,
+                                                const Plan& plan, const AcquireOptions& options,
+                                                AcquisitionId id, std::optional<ObtainReply> first,
+                                                absl::Time asked_at) {
+  absl::Notification ready;
+  absl::StatusOr<Lock> result = absl::StatusOr<Lock>(Lock());
+  auto waiter = RefPtr<Waiter>::Adopt(
+      new Waiter(&shard, resource, plan, options, [&ready, &result](absl::StatusOr<Lock> outcome) {
+        result = std::move(outcome);
+        ready.Notify();
+      }));
+  waiter->id = id;
+  waiter->direct = true;
+  waiter->asked_at = asked_at;
+  if (first) waiter->answer = *std::move(first);
+  Enqueue(std::move(waiter));
+  ready.WaitForNotification();
+  return result;
+}
+
+void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& options,
+                               AcquireCallback done) {
+  Plan plan;
+  if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) {
+    RunUser([done = std::move(done), bad = std::move(bad)]() mutable { done(std::move(bad)); });
+    return;
+  }
+  CoreShard& shard = ShardOf(resource);
+  shard.Ref();
+  const AcquisitionId id = AcquisitionId::Next();
+  std::optional<ObtainReply> first;
+  absl::Time asked_at;
+  if (capabilities_.answers_at_once &&
+      (shard.waiting.load(std::memory_order_relaxed) == 0 || GoesDirectly(plan, options)) &&
+      !options.cancel.stop_requested()) {
+    if (plan.lease != absl::InfiniteDuration()) asked_at = clock_.Now();
+    absl::StatusOr<ObtainReply> answer = AskNow(RequestOf(resource, id, plan));
+    if (!answer.ok() || answer->token != 0) {
+      if (answer.ok()) {
+        if (Observer* const seen = observer()) {
+          seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
+        }
+      } else {
+        shard.Unref();
+      }
+      absl::StatusOr<Lock> lock = Lock();
+      if (!answer.ok()) lock = answer.status();
+      if (answer.ok()) lock = Granted(shard, resource, id, plan, asked_at, *answer);
+      RunUser(
+          [done = std::move(done), lock = std::move(lock)]() mutable { done(std::move(lock)); });
+      return;
+    }
+    first = *std::move(answer);
+  }
+  auto waiter = RefPtr<Waiter>::Adopt(new Waiter(&shard, resource, plan, options, std::move(done)));
+  waiter->id = id;
+  waiter->asked_at = asked_at;
+  if (first) waiter->answer = *std::move(first);
+  Enqueue(std::move(waiter));
+  shard.Unref();
+}
+
+absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const AcquireOptions& options) {
+  Plan plan;
+  if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
+  plan.reserve_below.reset();
+  plan.grace.reset();
+  if (options.cancel.stop_requested()) {
+    return MakeError(Reason::kCancelled, absl::StrCat("locking ", ResourceForMessage(resource),
+                                                      " was cancelled by the caller"));
+  }
+  CoreShard& shard = ShardOf(resource);
+  const AcquisitionId id = AcquisitionId::Next();
+  const absl::Time asked_at =
+      plan.lease != absl::InfiniteDuration() ? clock_.Now() : absl::UnixEpoch();
+
+  // The answer may come after this call has returned, if it is given up.
+  struct Shared : RefCounted<Shared> {
+    absl::Mutex mu;
+    std::optional<absl::StatusOr<ObtainReply>> answer ABSL_GUARDED_BY(mu);
+    bool abandoned ABSL_GUARDED_BY(mu) = false;
+  };
+  const auto shared = RefPtr<Shared>::Adopt(new Shared);
+  backend_->Obtain(RequestOf(resource, id, plan), [shared, backend = backend_, id,
+                                                   name = std::string(resource.bytes())](
+                                                      absl::StatusOr<ObtainReply> reply) {
+    {
+      absl::MutexLock lock(&shared->mu);
+      if (!shared->abandoned) {
+        shared->answer = std::move(reply);
+        return;
+      }
+    }
+    if (!reply.ok() || reply->token != 0) {
+      backend->Release({ResourceName(name), id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
+    }
+  });
+  absl::StatusOr<ObtainReply> answer = absl::StatusOr<ObtainReply>(ObtainReply());
+  {
+    absl::MutexLock lock(&shared->mu);
+    const auto answered = [&shared]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(shared->mu) {
+      return shared->answer.has_value();
+    };
+    if (!answered()) {
+      if (CallbackScope::Active()) {
+        shared->abandoned = true;
+        return WouldBlockError("TryAcquire()", resource);
+      }
+      shared->mu.Await(absl::Condition(&answered));
+    }
+    answer = *std::move(shared->answer);
+  }
+  if (!answer.ok()) {
+    if (ReasonOf(answer.status()) == Reason::kBackendUnknown) {
+      backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
+    }
+    return answer.status();
+  }
+  if (answer->token == 0) {
+    return MakeError(
+        Reason::kHeldByOther,
+        absl::StrCat("could not lock ", ResourceForMessage(resource),
+                     " without waiting: it is held by ", OwnerForMessage(answer->other_owner),
+                     " with priority ", answer->other_priority));
+  }
+  if (Observer* const seen = observer()) {
+    seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
+  }
+  shard.Ref();
+  return Granted(shard, resource, id, plan, asked_at, *answer);
+}
+
+// ---- Waiting
+// --------------------------------------------------------------------------------------------
+
+void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
+  Waiter& w = *waiter;
+  CoreShard& shard = *w.shard;
+  const std::string resource = w.resource;
+  // Before it can be found by anybody: the callback may run at once.
+  if (w.options.cancel.stop_possible()) w.stop.emplace(w.options.cancel, Waiter::StopFn{&w});
+  int64_t length = 0;
+  std::optional<absl::Status> refused;
+  {
+    absl::MutexLock lock(&shard.mu);
+    w.shard->mu.AssertHeld();  // The same, for the thread annotations.
+    std::unique_ptr<WaitQueue>& slot = shard.queues[w.resource];
+    if (slot == nullptr) slot = std::make_unique<WaitQueue>();
+    WaitQueue& queue = *slot;
+    w.enqueued = clock_.Now();
+
+    const AdmissionPolicy& admission =
+        w.options.admission != nullptr ? *w.options.admission : *options_.admission;
+    AdmissionContext context{.priority = w.plan.priority,
+                             .pending_on_resource = static_cast<int64_t>(queue.order.size()),
+                             .pending_in_total = pending_.load(std::memory_order_relaxed)};
+    Waiter* const lowest = queue.by_priority.empty() ? nullptr : *queue.by_priority.rbegin();
+    if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
+    const Admission admitted = admission.Decide(context);
+
+    if (w.options.cancel.stop_requested()) {
+      refused = GiveUpError(w, Reason::kCancelled);
+    } else if (shut_down_.load()) {
+      refused = GiveUpError(w, Reason::kShutdown);
+    } else if (w.options.max_attempts == 1 && w.answer && w.answer->ok() &&
+               (*w.answer)->outcome == ObtainOutcome::kDenied) {
+      w.other_known = true;
+      w.other_owner = (*w.answer)->other_owner;
+      w.other_priority = (*w.answer)->other_priority;
+      refused = GiveUpError(w, Reason::kAttemptsExhausted);
+    } else if (admitted == Admission::kReject) {
+      refused = GiveUpError(w, Reason::kTooManyPending);
+    } else {
+      if (admitted == Admission::kShedLowest && lowest != nullptr) {
+        lowest->shard->mu.AssertHeld();
+        Finish(*lowest, GiveUpError(*lowest, Reason::kTooManyPending), lowest->reserved);
+      }
+      const int64_t sequence = sequence_.fetch_add(1, std::memory_order_relaxed);
+      w.sequence = w.options.skip_queue ? -sequence - 1 : sequence;
+      w.rank = options_.queue->Rank({.priority = w.plan.priority, .enqueued = w.enqueued});
+      w.queue = &queue;
+      w.Ref();  // The queue's.
+      queue.order.insert(&w);
+      queue.by_priority.insert(&w);
+      shard.waiting.fetch_add(1, std::memory_order_relaxed);
+      pending_.fetch_add(1, std::memory_order_relaxed);
+      length = static_cast<int64_t>(queue.order.size());
+      if (w.answer) {
+        std::optional<absl::StatusOr<ObtainReply>> answer;
+        std::swap(answer, w.answer);
+        HandleAnswer(w, *std::move(answer));
+      }
+      // It subscribes first and then looks, so it asks again once it is registered.
+      w.looking = w.attempts > 0;
+      // Without time to wait, the first answer decides.
+      if (w.queue != nullptr && w.options.acquire_timeout > absl::ZeroDuration() &&
+          w.options.acquire_timeout != absl::InfiniteDuration()) {
+        w.timeout_timer = clock_.RunAt(w.enqueued + w.options.acquire_timeout, [waiter] {
+          waiter->shard->core->GiveUp(*waiter, Reason::kAcquireTimeout);
+        });
+      }
+    }
+    if (refused) {
+      const bool reserved =
+          w.answer && w.answer->ok() && (*w.answer)->outcome == ObtainOutcome::kReserved;
+      queue.finished.push_back({waiter, *std::move(refused), reserved});
+    }
+  }
+  if (length > 0) {
+    if (Observer* const seen = observer()) seen->OnQueueLength(resource, length);
+  }
+  Pump(shard, resource);
+}
+
+bool ManagerCore::Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, bool withdraw) {
+  WaitQueue* const queue = std::exchange(waiter.queue, nullptr);
+  if (queue == nullptr) return false;
+  queue->order.erase(&waiter);
+  queue->by_priority.erase(&waiter);
+  waiter.shard->waiting.fetch_sub(1, std::memory_order_relaxed);
+  pending_.fetch_sub(1, std::memory_order_relaxed);
+  // If an Obtain is under way, its answer decides what there is to withdraw.
+  queue->finished.push_back({RefPtr<Waiter>::Adopt(&waiter), std::move(result), withdraw});
+  return true;
+}
+
+void ManagerCore::GiveUp(Waiter& waiter, Reason reason) {
+  CoreShard& shard = *waiter.shard;
+  {
+    absl::MutexLock lock(&shard.mu);
+    waiter.shard->mu.AssertHeld();
+    if (waiter.queue == nullptr) return;
+    const bool withdraw =
+        waiter.reserved || waiter.maybe_obtained || !capabilities_.answers_at_once;
+    Finish(waiter, GiveUpError(waiter, reason), withdraw);
+  }
+  Pump(shard, waiter.resource);
+}
+
+absl::Status ManagerCore::GiveUpError(const Waiter& waiter, Reason reason) const {
+  std::string message = absl::StrCat("could not lock ", ResourceForMessage(waiter.resource), ": ",
+                                     FinishedText(reason));
+  if (reason == Reason::kAcquireTimeout) {
+    absl::StrAppend(&message, " (", absl::FormatDuration(waiter.options.acquire_timeout), ")");
+  }
+  if (waiter.other_known) {
+    absl::StrAppend(&message, "; held by ", OwnerForMessage(waiter.other_owner), " with priority ",
+                    waiter.other_priority);
+    if (waiter.reserved) absl::StrAppend(&message, ", which was asked to yield");
+  }
+  return MakeError(reason, message);
+}
+
+// With the mutex free: cleans up after a waiter, and tells it.
+void ManagerCore::Complete(Finished finished) {
+  Waiter& waiter = *finished.waiter;
+  Clock::TimerId poll;
+  Clock::TimerId timeout;
+  Subscription subscription;
+  {
+    absl::MutexLock lock(&waiter.shard->mu);
+    poll = std::exchange(waiter.poll_timer, 0);
+    timeout = std::exchange(waiter.timeout_timer, 0);
+    subscription = std::move(waiter.subscription);
+  }
+  clock_.Cancel(poll);
+  clock_.Cancel(timeout);
+  if (finished.withdraw) {
+    backend_->Release({waiter.name, waiter.id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
+  }
+  subscription.Reset();
+  if (Observer* const seen = observer()) {
+    const Observer::Subject who{waiter.resource, waiter.owner, waiter.plan.priority, waiter.id};
+    const absl::Duration waited = clock_.Now() - waiter.enqueued;
+    if (finished.result.ok()) {
+      seen->OnAcquired(who, waited);
+    } else {
+      seen->OnDenied(who, waited, finished.result.status());
+    }
+  }
+  // Its callback, if it runs now, is the one that brought us here, or finds nothing to do.
+  waiter.stop.reset();
+  absl::StatusOr<Lock> lock = Lock();
+  if (!finished.result.ok()) {
+    lock = finished.result.status();
+  } else {
+    waiter.shard->Ref();
+    lock = Granted(*waiter.shard, waiter.name, waiter.id, waiter.plan, waiter.asked_at,
+                   *finished.result);
+  }
+  AcquireCallback done = std::move(waiter.done);
+  if (waiter.direct) {
+    done(std::move(lock));
+    return;
+  }
+  RunUser([done = std::move(done), lock = std::move(lock)]() mutable { done(std::move(lock)); });
+}
+
+// ---- The pump
+// -------------------------------------------------------------------------------------------
+
+Waiter* ManagerCore::ThiefOf(WaitQueue& queue) const {
+  for (Waiter* const waiter : queue.by_priority) {
+    if (waiter->plan.reserve_below) return waiter;
+  }
+  return nullptr;
+}
+
+bool ManagerCore::TakeFinished(WaitQueue& queue, bool granted, std::vector<Finished>& taken) {
+  const auto first =
+      std::stable_partition(queue.finished.begin(), queue.finished.end(),
+                            [&](const Finished& one) { return one.result.ok() != granted; });
+  for (auto one = first; one != queue.finished.end(); ++one) {
+    std::erase(queue.registered, one->waiter);
+    taken.push_back(std::move(*one));
+  }
+  queue.finished.erase(first, queue.finished.end());
+  return !taken.empty();
+}
+
+void ManagerCore::CompleteDirect(std::vector<Finished> finished, std::vector<Finished>& callbacks) {
+  for (Finished& one : finished) {
+    if (one.waiter->direct) {
+      Complete(std::move(one));
+    } else {
+      callbacks.push_back(std::move(one));
+    }
+  }
+}
+
+void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
+  std::vector<Finished> callbacks;  // Told at the end: their code may take its time.
+  shard.mu.Lock();
+  const auto found = shard.queues.find(resource);
+  if (found == shard.queues.end() || found->second->pumping) {
+    // Whoever pumps looks again before it stops.
+    shard.mu.Unlock();
+    return;
+  }
+  WaitQueue& queue = *found->second;
+  queue.pumping = true;
+  int64_t length_before = -1;
+  for (;;) {
+    // Whoever was granted the lock is told first. Those who gave up come after the next head has
+    // registered, since it takes their place in the backend's order.
+    std::vector<Finished> finished;
+    if (TakeFinished(queue, /*granted=*/true, finished)) {
+      length_before = static_cast<int64_t>(queue.order.size());
+      shard.mu.Unlock();
+      CompleteDirect(std::move(finished), callbacks);
+      shard.mu.Lock();
+      continue;
+    }
+
+    // Who should be registered with the backend?
+    Waiter* const head = queue.order.empty() ? nullptr : *queue.order.begin();
+    Waiter* const thief = ThiefOf(queue);
+    RefPtr<Waiter> enter;
+    for (Waiter* const waiter : {head, thief}) {
+      if (waiter != nullptr && !waiter->registered) {
+        waiter->registered = true;
+        waiter->ask_due = true;
+        enter = RefPtr<Waiter>::Share(waiter);
+        queue.registered.push_back(enter);
+        break;
+      }
+    }
+    if (enter) {
+      AcquisitionId predecessor;
+      for (const RefPtr<Waiter>& other : queue.registered) {
+        const bool leaves =
+            other->queue == nullptr || (other.get() != head && other.get() != thief);
+        if (other != enter && leaves && other->plan.priority == enter->plan.priority) {
+          predecessor = other->id;
+        }
+      }
+      shard.mu.Unlock();
+      Subscription subscription =
+          backend_->Watch({.resource = enter->name,
+                           .acquisition = enter->id,
+                           .owner = enter->plan.owner,
+                           .priority = enter->plan.priority,
+                           .barging = barging_,
+                           .reservation_lease = enter->plan.reservation_lease,
+                           .takes_place_of = predecessor},
+                          [this, enter](const WatchEvent& event) { OnEvent(enter, event); });
+      shard.mu.Lock();
+      if (enter->registered && enter->queue != nullptr) {
+        std::swap(enter->subscription, subscription);
+      }
+      shard.mu.Unlock();
+      subscription.Reset();
+      enter = RefPtr<Waiter>();
+      shard.mu.Lock();
+      continue;
+    }
+
+    RefPtr<Waiter> retire;
+    for (RefPtr<Waiter>& waiter : queue.registered) {
+      waiter->shard->mu.AssertHeld();
+      // A successor must go on polling until it is displaced.
+      if (waiter.get() == head || waiter.get() == thief || waiter->reserved || waiter->asking) {
+        continue;
+      }
+      waiter->registered = false;
+      retire = std::move(waiter);
+      std::swap(waiter, queue.registered.back());
+      queue.registered.pop_back();
+      break;
+    }
+    if (retire) {
+      Subscription subscription = std::move(retire->subscription);
+      const Clock::TimerId poll = std::exchange(retire->poll_timer, 0);
+      shard.mu.Unlock();
+      clock_.Cancel(poll);
+      subscription.Reset();
+      retire = RefPtr<Waiter>();
+      shard.mu.Lock();
+      continue;
+    }
+
+    if (TakeFinished(queue, /*granted=*/false, finished)) {
+      length_before = static_cast<int64_t>(queue.order.size());
+      shard.mu.Unlock();
+      CompleteDirect(std::move(finished), callbacks);
+      shard.mu.Lock();
+      continue;
+    }
+
+    RefPtr<Waiter> ask;
+    for (const RefPtr<Waiter>& waiter : queue.registered) {
+      if (waiter->queue != nullptr && waiter->ask_due && !waiter->asking) {
+        waiter->ask_due = false;
+        waiter->asking = true;
+        ask = waiter;
+        break;
+      }
+    }
+    if (ask) {
+      shard.mu.Unlock();
+      Ask(std::move(ask));
+      shard.mu.Lock();
+      continue;
+    }
+    break;
+  }
+  queue.pumping = false;
+  if (queue.order.empty()) {
+    // Everything it had was told or is on its way.
+    shard.queues.erase(shard.queues.find(resource));
+  }
+  shard.mu.Unlock();
+  if (length_before >= 0) {
+    if (Observer* const seen = observer()) seen->OnQueueLength(resource, length_before);
+  }
+  for (Finished& one : callbacks) Complete(std::move(one));
+}
+
+void ManagerCore::Ask(RefPtr<Waiter> waiter) {
+  Waiter& w = *waiter;
+  const bool timed = !capabilities_.answers_at_once || w.plan.lease != absl::InfiniteDuration() ||
+                     w.plan.grace.has_value();
+  const absl::Time sent = timed ? clock_.Now() : absl::UnixEpoch();
+  {
+    absl::MutexLock lock(&w.shard->mu);
+    w.asked_at = sent;
+  }
+  const ObtainRequest request = RequestOf(w.name, w.id, w.plan);
+  backend_->Obtain(request, [this, waiter = std::move(waiter)](absl::StatusOr<ObtainReply> answer) {
+    OnAnswer(waiter, std::move(answer));
+  });
+}
+
+void ManagerCore::OnAnswer(const RefPtr<Waiter>& waiter, absl::StatusOr<ObtainReply> answer) {
+  Waiter& w = *waiter;
+  bool withdraw = false;
+  {
+    absl::MutexLock lock(&w.shard->mu);
+    w.asking = false;
+    if (w.queue == nullptr) {
+      // It gave up meanwhile; the answer says what is left behind.
+      withdraw = !answer.ok() || answer->outcome != ObtainOutcome::kDenied;
+    } else {
+      HandleAnswer(w, std::move(answer));
+    }
+  }
+  if (withdraw) {
+    backend_->Release({w.name, w.id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
+  }
+  Pump(*w.shard, w.resource);
+}
+
+void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answer) {
+  if (!answer.ok()) {
+    const Reason reason = ReasonOf(answer.status());
+    const bool passing = reason == Reason::kBackendUnavailable || reason == Reason::kBackendUnknown;
+    waiter.maybe_obtained |= reason == Reason::kBackendUnknown;
+    ++waiter.failures;
+    // The first answer that fails is reported at once. Later ones may pass: asking again is
+    // idempotent, and settles what an unknown outcome left open.
+    const bool first = waiter.attempts == 0 && !waiter.reserved;
+    if (!passing || waiter.failures > kMostFailures ||
+        (first && reason == Reason::kBackendUnavailable)) {
+      Finish(waiter, answer.status(), waiter.reserved || waiter.maybe_obtained);
+      return;
+    }
+    const RetryPolicy& retry =
+        waiter.options.retry != nullptr ? *waiter.options.retry : *options_.retry;
+    const absl::Duration delay = retry.Delay({.attempts = waiter.failures, .random = Random()});
+    if (delay == absl::InfiniteDuration()) {
+      Finish(waiter, answer.status(), true);
+    } else {
+      PollAt(waiter, clock_.Now() + delay);
+    }
+    return;
+  }
+  waiter.failures = 0;
+  waiter.maybe_obtained = false;
+  switch (answer->outcome) {
+    case ObtainOutcome::kObtained:
+    case ObtainOutcome::kReentered: {
+      const absl::Time until = ValidUntil(waiter.asked_at, answer->remaining);
+      if (until != absl::InfiniteFuture() && until <= clock_.Now()) {
+        // The answer took as long as the lease: whatever it says is over.
+        waiter.ask_due = false;
+        PollAt(waiter, clock_.Now() + capabilities_.lease_margin);
+        return;
+      }
+      Finish(waiter, std::move(answer), false);
+      return;
+    }
+    case ObtainOutcome::kReserved: {
+      waiter.looking = false;
+      waiter.reserved = true;
+      waiter.other_known = true;
+      waiter.other_owner = std::move(answer->other_owner);
+      waiter.other_priority = answer->other_priority;
+      absl::Time next = absl::InfiniteFuture();
+      if (waiter.plan.reservation_lease != absl::InfiniteDuration()) {
+        next = waiter.asked_at + waiter.plan.reservation_lease * kPollPart;
+      }
+      if (answer->grace_remaining != absl::InfiniteDuration()) {
+        const absl::Time asked = waiter.asked_at;
+        next = std::min(next, asked + answer->grace_remaining);
+      }
+      if (waiter.options.acquire_timeout == absl::ZeroDuration()) {
+        Finish(waiter, GiveUpError(waiter, Reason::kAcquireTimeout), true);
+        return;
+      }
+      PollAt(waiter, next);
+      return;
+    }
+    case ObtainOutcome::kDenied: {
+      if (!std::exchange(waiter.looking, false)) ++waiter.attempts;
+      waiter.reserved = false;
+      waiter.other_known = true;
+      waiter.other_owner = std::move(answer->other_owner);
+      waiter.other_priority = answer->other_priority;
+      if (waiter.attempts >= waiter.options.max_attempts) {
+        Finish(waiter, GiveUpError(waiter, Reason::kAttemptsExhausted), false);
+        return;
+      }
+      if (waiter.options.acquire_timeout == absl::ZeroDuration()) {
+        Finish(waiter, GiveUpError(waiter, Reason::kAcquireTimeout), false);
+        return;
+      }
+      if (capabilities_.reliable_events) return;
+      const RetryPolicy& retry =
+          waiter.options.retry != nullptr ? *waiter.options.retry : *options_.retry;
+      const absl::Duration delay = retry.Delay(
+          {.attempts = waiter.attempts, .remaining_lease = answer->remaining, .random = Random()});
+      PollAt(waiter, clock_.Now() + delay);
+      return;
+    }
+  }
+}
+
+void ManagerCore::PollAt(Waiter& waiter, absl::Time at) {
+  clock_.Cancel(std::exchange(waiter.poll_timer, 0));
+  if (at == absl::InfiniteFuture()) return;
+  waiter.poll_timer = clock_.RunAt(at, [this, waiter = RefPtr<Waiter>::Share(&waiter)] {
+    {
+      absl::MutexLock lock(&waiter->shard->mu);
+      waiter->poll_timer = 0;
+      if (waiter->queue == nullptr) return;
+      waiter->ask_due = true;
+    }
+    Pump(*waiter->shard, waiter->resource);
+  });
+}
+
+void ManagerCore::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event) {
+  {
+    absl::MutexLock lock(&waiter->shard->mu);
+    if (waiter->queue == nullptr) return;
+    if (event.kind == WatchEventKind::kDisplaced) {
+      waiter->reserved = false;
+    } else if (event.kind != WatchEventKind::kHoldEnded) {
+      return;
+    }
+    waiter->ask_due = true;
+  }
+  Pump(*waiter->shard, waiter->resource);
+}
+
+// ---- Looking in
+// -------------------------------------------------------------------------------------------
+
+bool ManagerCore::IsBusy() {
+  for (CoreShard& shard : shards_) {
+    if (shard.waiting.load(std::memory_order_relaxed) > 0) return true;
+    absl::MutexLock lock(&shard.mu);
+    if (!shard.holds.empty()) return true;
+  }
+  bool busy = false;
+  backend_->Inspect(std::nullopt, [&busy](const ResourceState& state) { busy |= state.held; });
+  return busy;
+}
+
+bool ManagerCore::IsBusy(ResourceName resource) {
+  CoreShard& shard = ShardOf(resource);
+  {
+    absl::MutexLock lock(&shard.mu);
+    const auto queue = shard.queues.find(resource.bytes());
+    if (queue != shard.queues.end() && !queue->second->order.empty()) return true;
+    for (Hold* const hold : shard.holds) {
+      if (hold->terms().resource == resource.bytes()) return true;
+    }
+  }
+  bool busy = false;
+  backend_->Inspect(resource, [&busy](const ResourceState& state) { busy |= state.held; });
+  return busy;
+}
+
+std::vector<ResourceSnapshot> ManagerCore::Snapshot() {
+  absl::flat_hash_map<std::string, ResourceSnapshot> resources;
+  backend_->Inspect(std::nullopt, [&resources](const ResourceState& state) {
+    resources[state.resource].state = state;
+  });
+  const absl::Time now = clock_.Now();
+  for (CoreShard& shard : shards_) {
+    std::vector<RefPtr<Hold>> holds;
+    {
+      absl::MutexLock lock(&shard.mu);
+      for (Hold* const hold : shard.holds) holds.push_back(RefPtr<Hold>::Share(hold));
+      for (const auto& [resource, queue] : shard.queues) {
+        if (queue->order.empty()) continue;
+        ResourceSnapshot& snapshot = resources[resource];
+        snapshot.state.resource = resource;
+        for (const Waiter* const waiter : queue->order) {
+          snapshot.waiters.push_back({.owner = waiter->owner,
+                                      .priority = waiter->plan.priority,
+                                      .waited = now - waiter->enqueued,
+                                      .reserved = waiter->reserved});
+        }
+      }
+    }
+    for (const RefPtr<Hold>& hold : holds) {
+      ResourceSnapshot& snapshot = resources[hold->terms().resource];
+      ResourceState state = hold->Describe();
+      if (snapshot.state.held) state.handles += snapshot.state.handles;
+      snapshot.state = std::move(state);
+    }
+  }
+  std::vector<ResourceSnapshot> snapshots;
+  for (auto& [resource, snapshot] : resources) snapshots.push_back(std::move(snapshot));
+  return snapshots;
+}
+
+}  // namespace latchkey::internal

@@ -1,0 +1,256 @@
+// ManagerCore is what a LockManager and its locks share: the backend, the policies, and the queues
+// of those who wait.
+//
+// How a request goes: it asks the backend directly if nobody waits for a resource of its shard. If
+// the answer is not a grant, it becomes a Waiter in the resource's WaitQueue. Of a queue only its
+// head, and the most urgent waiter that may preempt, are registered with the backend (Watch) and
+// ask it (Obtain): when they come to the front, when an event wakes them, and when a poll is due.
+// One thread at a time works on a queue (Pump): it decides under the shard's mutex what to do next
+// and does it without the mutex, so that the backend, and whoever is told, may call back.
+//
+// Lock order: CoreShard::mu, then a clock's own mutex. No other mutex is taken under it: the
+// backend, executors and user code are called with none held.
+#ifndef LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
+#define LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/optimization.h"
+#include "absl/base/thread_annotations.h"
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/numeric/int128.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lock_manager.h"
+
+namespace latchkey::internal {
+
+class ManagerCore;
+struct WaitQueue;
+
+// What a request asks for, with the manager's and the backend's defaults filled in.
+struct Plan {
+  std::string_view owner = {};
+  Priority priority = 0;
+  bool preemptible = true;
+  absl::Duration lease = absl::InfiniteDuration();
+  absl::Duration reservation_lease = absl::InfiniteDuration();
+  bool auto_renew = false;
+  absl::Duration max_hold = absl::InfiniteDuration();
+  std::optional<Priority> reserve_below = std::nullopt;
+  std::optional<absl::Duration> grace = std::nullopt;
+};
+
+// One request that waits. Fields without a remark are constant once it is in a queue.
+struct Waiter : RefCounted<Waiter> {
+  Waiter(CoreShard* in_shard, ResourceName name, const Plan& from, const AcquireOptions& with,
+         AcquireCallback call);
+  ~Waiter();
+
+  CoreShard* const shard;
+  const std::string resource;
+  const ResourceName name;
+  const std::string owner;
+  Plan plan;  // Its owner views `owner`.
+  const AcquireOptions options;
+  AcquisitionId id;
+  int64_t sequence = 0;
+  absl::int128 rank = 0;
+  absl::Time enqueued;
+  // Does `done` signal a blocked thread? Then it is called directly.
+  bool direct = false;
+
+  // The rest is guarded by shard->mu, but for `done` and what `FinishLater` has taken.
+  WaitQueue* queue = nullptr;  // Null: not waiting any more.
+  bool registered = false;     // Registered with the backend, or about to be.
+  bool asking = false;         // An Obtain is under way.
+  bool ask_due = false;
+  bool looking = false;         // The next answer belongs to an attempt that was counted already.
+  bool reserved = false;        // It is the successor of a holder.
+  bool maybe_obtained = false;  // An answer was lost: the backend may think that it holds.
+  int attempts = 0;
+  int failures = 0;  // In a row, to reach the backend.
+  std::optional<absl::StatusOr<ObtainReply>> answer;
+  absl::Time asked_at;
+  std::string other_owner;
+  Priority other_priority = 0;
+  bool other_known = false;
+  Subscription subscription;
+  Clock::TimerId poll_timer = 0;
+  Clock::TimerId timeout_timer = 0;
+  AcquireCallback done;
+
+  struct StopFn {
+    Waiter* waiter;
+    void operator()() const;
+  };
+  std::optional<std::stop_callback<StopFn>> stop;
+};
+
+struct ByRank {
+  bool operator()(const Waiter* a, const Waiter* b) const {
+    if (a->rank != b->rank) return a->rank < b->rank;
+    return a->sequence < b->sequence;
+  }
+};
+
+struct ByPriority {
+  bool operator()(const Waiter* a, const Waiter* b) const {
+    if (a->plan.priority != b->plan.priority) return a->plan.priority > b->plan.priority;
+    return a->sequence < b->sequence;
+  }
+};
+
+// A waiter that is done, and what is left to do for it without the mutex.
+struct Finished {
+  RefPtr<Waiter> waiter;
+  absl::StatusOr<ObtainReply> result;  // The grant, or why there is none.
+  bool withdraw = false;               // Tell the backend that it does not want the lock any more.
+};
+
+// Those who wait for one resource. Guarded by the shard's mutex.
+struct WaitQueue {
+  // In the order in which they are next. Each holds one reference to its waiter.
+  absl::btree_set<Waiter*, ByRank> order;
+  // The same by priority: for shedding, and for finding who may preempt.
+  absl::btree_set<Waiter*, ByPriority> by_priority;
+  // Those that are registered with the backend: at most the head, the thief, and those on the way
+  // out.
+  std::vector<RefPtr<Waiter>> registered;
+  std::vector<Finished> finished;
+  bool pumping = false;
+};
+
+struct ABSL_CACHELINE_ALIGNED CoreShard {
+  ManagerCore* core = nullptr;
+  // One for the manager itself, one for each lock, hold and waiter.
+  std::atomic<int64_t> live{1};
+  // Waiters on resources of this shard.
+  std::atomic<int64_t> waiting{0};
+
+  absl::Mutex mu;
+  absl::flat_hash_map<std::string, std::unique_ptr<WaitQueue>> queues ABSL_GUARDED_BY(mu);
+  // Where the backend cannot tell who holds what.
+  absl::flat_hash_set<Hold*> holds ABSL_GUARDED_BY(mu);
+
+  void Ref() { live.fetch_add(1, std::memory_order_relaxed); }
+  // May delete the core.
+  void Unref();
+};
+
+class ManagerCore {
+ public:
+  ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOptions options);
+
+  // The manager's destructor: ends the waiting and gives up its references. The core deletes itself
+  // with the last lock.
+  void Shutdown();
+
+  absl::StatusOr<Lock> Acquire(ResourceName resource, const AcquireOptions& options);
+  absl::StatusOr<Lock> TryAcquire(ResourceName resource, const AcquireOptions& options);
+  void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
+  bool IsBusy(ResourceName resource);
+  bool IsBusy();
+  std::vector<ResourceSnapshot> Snapshot();
+
+  LockingProtocol& backend() { return *backend_; }
+  Clock& clock() { return clock_; }
+  Observer* observer() { return options_.observer.get(); }
+  const BackendCapabilities& capabilities() const { return capabilities_; }
+  // Runs user code on the executor.
+  void RunUser(absl::AnyInvocable<void()> task);
+  // The moment up to which a lease that was asked for at `sent` is safe to rely on (rule C2).
+  absl::Time ValidUntil(absl::Time sent, absl::Duration remaining) const;
+  // A random number in [0, 1) for jitter.
+  double Random();
+
+ private:
+  friend struct CoreShard;
+  friend struct Waiter;
+
+  static constexpr size_t kShards = 64;
+  // How often in a row the backend may fail to answer before a waiting request gives up.
+  static constexpr int kMostFailures = 5;
+
+  ~ManagerCore() = default;
+
+  CoreShard& ShardOf(const ResourceName& resource) {
+    return shards_[(resource.hash() >> 20) % kShards];
+  }
+
+  absl::Status CheckOptions(const ResourceName& resource, const AcquireOptions& options) const;
+  absl::Status MakePlan(const ResourceName& resource, const AcquireOptions& options,
+                        Plan& plan) const;
+  ObtainRequest RequestOf(const ResourceName& resource, AcquisitionId id, const Plan& plan) const;
+  absl::StatusOr<ObtainReply> AskNow(const ObtainRequest& request);
+  // Does a request have to go past the queue, whoever waits?
+  bool GoesDirectly(const Plan& plan, const AcquireOptions& options) const;
+  bool NeedsHold(const Plan& plan) const;
+  // The lock of a grant. Takes over a live reference.
+  Lock Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id, const Plan& plan,
+               absl::Time sent, const ObtainReply& reply);
+
+  absl::StatusOr<Lock> AcquireSlowly(CoreShard& shard, const ResourceName& resource,
+                                     const Plan& plan, const AcquireOptions& options,
+                                     AcquisitionId id, std::optional<ObtainReply> first,
+                                     absl::Time asked_at);
+  // Lets the waiter wait. Takes over one reference. Calls `done` in every case.
+  void Enqueue(RefPtr<Waiter> waiter);
+  // Takes a waiter out of its queue with this result; false if it was out already. The caller pumps
+  // the queue afterwards.
+  bool Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, bool withdraw)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  void GiveUp(Waiter& waiter, Reason reason);
+  absl::Status GiveUpError(const Waiter& waiter, Reason reason) const;
+  void Complete(Finished finished);
+
+  void Pump(CoreShard& shard, const std::string& resource);
+  // Moves those finished with, or without, a grant to `taken`; false if there are none.
+  static bool TakeFinished(WaitQueue& queue, bool granted, std::vector<Finished>& taken);
+  // Tells blocked threads at once, and leaves the rest in `callbacks`.
+  void CompleteDirect(std::vector<Finished> finished, std::vector<Finished>& callbacks);
+  Waiter* ThiefOf(WaitQueue& queue) const;
+  void HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  void PollAt(Waiter& waiter, absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  void Ask(RefPtr<Waiter> waiter);
+  void OnAnswer(const RefPtr<Waiter>& waiter, absl::StatusOr<ObtainReply> answer);
+  void OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event);
+
+  const std::shared_ptr<LockingProtocol> backend_;
+  const BackendCapabilities& capabilities_;
+  const LockManagerOptions options_;
+  Clock& clock_;
+  Executor& executor_;
+  const bool barging_;
+  const bool plain_preemption_;  // Strictly lower, acknowledged: no need to ask the policy.
+  CoreShard shards_[kShards];
+  std::atomic<int64_t> open_shards_{kShards};
+  std::atomic<int64_t> pending_{0};
+  std::atomic<int64_t> sequence_{0};
+  std::atomic<uint64_t> random_state_;
+  std::atomic<bool> shut_down_{false};
+};
+
+inline void CoreShard::Unref() {
+  if (ABSL_PREDICT_FALSE(live.fetch_sub(1, std::memory_order_acq_rel) == 1)) {
+    if (core->open_shards_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete core;
+  }
+}
+
+}  // namespace latchkey::internal
+
+#endif  // LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_

@@ -1,0 +1,204 @@
+#include "latchkey/core/lock.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey {
+namespace {
+
+absl::Status EmptyError(std::string_view call) {
+  return MakeError(Reason::kNotHeld, absl::StrCat(call, " was called on an empty lock"));
+}
+
+absl::Status GoneError(FencingToken token) {
+  return MakeError(Reason::kLost,
+                   absl::StrCat("the lock with fencing token ", token,
+                                " was lost: it was taken by force before it was released"));
+}
+
+// Waits for a step that tells its status to a callback. Inside a callback of the library it does
+// not wait: if the answer is not there at once, that is an error.
+template <typename Start>
+absl::Status WaitFor(std::string_view call, Start start) {
+  struct Shared : internal::RefCounted<Shared> {
+    absl::Notification ready;
+    absl::Status status;
+  };
+  const auto shared = internal::RefPtr<Shared>::Adopt(new Shared);
+  start([shared](absl::Status status) {
+    shared->status = std::move(status);
+    shared->ready.Notify();
+  });
+  if (!shared->ready.HasBeenNotified()) {
+    if (internal::CallbackScope::Active()) return internal::WouldBlockError(call, "");
+    shared->ready.WaitForNotification();
+  }
+  return shared->status;
+}
+
+}  // namespace
+
+namespace internal {
+
+absl::Status WouldBlockError(std::string_view call, std::string_view resource) {
+  return MakeError(
+      Reason::kWouldBlock,
+      absl::StrCat(call, resource.empty() ? "" : " of ",
+                   resource.empty() ? "" : ResourceForMessage(resource),
+                   " would block inside a callback of the library; use the asynchronous form"));
+}
+
+}  // namespace internal
+
+std::string_view LockStateName(LockState state) {
+  switch (state) {
+    case LockState::kEmpty:
+      return "Empty";
+    case LockState::kHeld:
+      return "Held";
+    case LockState::kYielding:
+      return "Yielding";
+    case LockState::kReleased:
+      return "Released";
+    case LockState::kStolen:
+      return "Stolen";
+    case LockState::kExpired:
+      return "Expired";
+    case LockState::kLost:
+      return "Lost";
+  }
+  return "?";
+}
+
+Lock::Lock(internal::Hold* hold)
+    : target_(reinterpret_cast<uintptr_t>(hold) | kHoldTag),
+      id_(hold->terms().id),
+      token_(hold->terms().token),
+      hint_(hold->terms().hint) {}
+
+Lock& Lock::operator=(Lock&& other) noexcept {
+  if (this == &other) return *this;
+  if (target_ > kReleasedPlain) Drop();
+  target_ = std::exchange(other.target_, kNothing);
+  id_ = other.id_;
+  token_ = other.token_;
+  hint_ = other.hint_;
+  return *this;
+}
+
+void Lock::Drop() {
+  if (internal::Hold* const held = hold()) {
+    held->Release([](absl::Status) {});
+    held->Unref();
+  } else {
+    internal::CoreShard* const shard = plain();
+    shard->core->backend().Release({ResourceName(), id_, hint_},
+                                   [](absl::StatusOr<ReleaseOutcome>) {});
+    shard->Unref();
+  }
+  target_ = kNothing;
+}
+
+internal::Hold& Lock::NeedHold() const {
+  if (internal::Hold* const held = hold()) return *held;
+  auto* const held = new internal::Hold(plain(), {.id = id_, .token = token_, .hint = hint_});
+  target_ = reinterpret_cast<uintptr_t>(held) | kHoldTag;
+  held->Start();
+  return *held;
+}
+
+LockState Lock::state() const {
+  if (target_ == kNothing) return LockState::kEmpty;
+  if (target_ == kReleasedPlain) return LockState::kReleased;
+  return NeedHold().State();
+}
+
+absl::Duration Lock::remaining() const {
+  if (target_ <= kReleasedPlain) return absl::ZeroDuration();
+  return NeedHold().Remaining();
+}
+
+std::stop_token Lock::stop_token() const {
+  if (target_ <= kReleasedPlain) return {};
+  return NeedHold().StopToken();
+}
+
+void Lock::OnYieldRequested(absl::AnyInvocable<void()> callback) {
+  if (target_ > kReleasedPlain) NeedHold().OnYieldRequested(std::move(callback));
+}
+
+void Lock::OnLost(absl::AnyInvocable<void(LockState)> callback) {
+  if (target_ > kReleasedPlain) NeedHold().OnLost(std::move(callback));
+}
+
+absl::Status Lock::Release() {
+  if (target_ == kNothing) return EmptyError("Release()");
+  if (target_ == kReleasedPlain) return absl::OkStatus();
+  if (internal::Hold* const held = hold()) {
+    return WaitFor("Release()", [&](absl::AnyInvocable<void(absl::Status)> done) {
+      held->Release(std::move(done));
+    });
+  }
+  absl::Status status;
+  internal::CoreShard* const shard = plain();
+  target_ = kReleasedPlain;
+  // Backends without a Hold answer at once.
+  shard->core->backend().Release({ResourceName(), id_, hint_},
+                                 [&](absl::StatusOr<ReleaseOutcome> outcome) {
+                                   if (!outcome.ok()) {
+                                     status = outcome.status();
+                                   } else if (*outcome != ReleaseOutcome::kReleased) {
+                                     status = GoneError(token_);
+                                   }
+                                 });
+  shard->Unref();
+  return status;
+}
+
+void Lock::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
+  if (target_ <= kReleasedPlain) {
+    if (done != nullptr) done(Release());
+    return;
+  }
+  internal::Hold& held = NeedHold();
+  held.Release([core = held.core(), done = std::move(done)](absl::Status status) mutable {
+    if (done == nullptr) return;
+    core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
+      done(std::move(status));
+    });
+  });
+}
+
+absl::Status Lock::Extend(absl::Duration lease) {
+  if (target_ == kNothing) return EmptyError("Extend()");
+  if (target_ == kReleasedPlain) {
+    return MakeError(Reason::kNotHeld,
+                     absl::StrCat("the lock with fencing token ", token_, " was already released"));
+  }
+  internal::Hold& held = NeedHold();
+  return WaitFor("Extend()", [&](absl::AnyInvocable<void(absl::Status)> done) {
+    held.Extend(lease, std::move(done));
+  });
+}
+
+void Lock::ExtendAsync(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done) {
+  if (target_ <= kReleasedPlain) {
+    done(Extend(lease));
+    return;
+  }
+  internal::Hold& held = NeedHold();
+  held.Extend(lease, [core = held.core(), done = std::move(done)](absl::Status status) mutable {
+    core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
+      done(std::move(status));
+    });
+  });
+}
+
+}  // namespace latchkey

@@ -1,0 +1,61 @@
+#include "latchkey/core/lock_manager.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey {
+
+absl::StatusOr<LockManager> LockManager::Create(std::shared_ptr<LockingProtocol> backend,
+                                                LockManagerOptions options) {
+  if (backend == nullptr) {
+    return MakeError(Reason::kInvalidArgument, "backend must not be null, but is null");
+  }
+  const BackendCapabilities& capabilities = backend->capabilities();
+  if (options.queue != nullptr && options.queue->AllowsBarging() && !capabilities.barging) {
+    return MakeError(Reason::kNotSupported,
+                     absl::StrCat("backend '", capabilities.name,
+                                  "' cannot honour a queue policy that allows barging"));
+  }
+  return LockManager(new internal::ManagerCore(std::move(backend), std::move(options)));
+}
+
+LockManager::LockManager(LockManager&& other) noexcept
+    : core_(std::exchange(other.core_, nullptr)) {}
+
+LockManager& LockManager::operator=(LockManager&& other) noexcept {
+  if (this != &other) {
+    if (core_ != nullptr) core_->Shutdown();
+    core_ = std::exchange(other.core_, nullptr);
+  }
+  return *this;
+}
+
+LockManager::~LockManager() {
+  if (core_ != nullptr) core_->Shutdown();
+}
+
+absl::StatusOr<Lock> LockManager::Acquire(ResourceName resource, const AcquireOptions& options) {
+  return core_->Acquire(resource, options);
+}
+
+absl::StatusOr<Lock> LockManager::TryAcquire(ResourceName resource, const AcquireOptions& options) {
+  return core_->TryAcquire(resource, options);
+}
+
+void LockManager::AcquireAsync(ResourceName resource, const AcquireOptions& options,
+                               AcquireCallback done) {
+  core_->AcquireAsync(resource, options, std::move(done));
+}
+
+bool LockManager::IsBusy(ResourceName resource) const { return core_->IsBusy(resource); }
+
+bool LockManager::IsBusy() const { return core_->IsBusy(); }
+
+std::vector<ResourceSnapshot> LockManager::Snapshot() const { return core_->Snapshot(); }
+
+const BackendCapabilities& LockManager::capabilities() const { return core_->capabilities(); }
+
+}  // namespace latchkey

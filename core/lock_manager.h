@@ -1,0 +1,122 @@
+// LockManager is what users call: it decides by policy who waits, in what order, how long and how
+// often, and asks a backend (a LockingProtocol) to grant the locks.
+//
+//   absl::StatusOr<LockManager> locks = LockManager::Create(NewMemoryBackend());
+//   absl::StatusOr<Lock> lock =
+//       locks->Acquire("orders/42", {.priority = 5, .acquire_timeout = absl::Seconds(2)});
+//   if (!lock.ok()) return lock.status();  // says who holds it and why we gave up
+//
+// Several managers may share one backend and respect each other's locks; managers on different
+// backends do not see each other.
+//
+// Thread safety: all methods may be called from any thread, except move and destruction.
+// Lifetime: destroying a manager cancels what waits (kCancelled, with kShutdown); locks that are
+// out stay valid. No other call may be in progress on another thread, but for blocking acquires,
+// which end. The Clock and the Executor must outlive the manager and its locks.
+#ifndef LATCHKEY_CORE_LOCK_MANAGER_H_
+#define LATCHKEY_CORE_LOCK_MANAGER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "latchkey/core/acquire_options.h"
+#include "latchkey/core/clock.h"
+#include "latchkey/core/executor.h"
+#include "latchkey/core/lease.h"
+#include "latchkey/core/lock.h"
+#include "latchkey/core/lock_error.h"
+#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/observer.h"
+#include "latchkey/core/policy/admission_policy.h"
+#include "latchkey/core/policy/preemption_policy.h"
+#include "latchkey/core/policy/queue_policy.h"
+#include "latchkey/core/policy/retry_policy.h"
+
+namespace latchkey {
+
+struct LockManagerOptions {
+  // Null: RealClock(), InlineExecutor().
+  Clock* clock = nullptr;
+  Executor* executor = nullptr;
+
+  // Null: LimitPending(), PriorityQueue(), PreemptLower(), ExponentialBackoff().
+  std::shared_ptr<const AdmissionPolicy> admission = nullptr;
+  std::shared_ptr<const QueuePolicy> queue = nullptr;
+  std::shared_ptr<const PreemptionPolicy> preemption = nullptr;
+  std::shared_ptr<const RetryPolicy> retry = nullptr;
+
+  // Hears what happens; null: nobody.
+  std::shared_ptr<Observer> observer = nullptr;
+
+  // Seeds the jitter of back-off, for runs that can be repeated; 0: from the system.
+  uint64_t random_seed = 0;
+
+  // Fail a request that would wait for ever because owners wait for each other in a circle.
+  bool detect_deadlocks = true;
+};
+
+// What a manager knows of one resource, for diagnostics.
+struct ResourceSnapshot {
+  // The holder and its successor, of whatever manager where the backend can tell, else of this one.
+  ResourceState state = {};
+  // Those of this manager that wait, in the order in which they are next.
+  struct Waiter {
+    std::string owner = {};
+    Priority priority = 0;
+    absl::Duration waited = absl::ZeroDuration();
+    bool reserved = false;  // It is the successor.
+  };
+  std::vector<Waiter> waiters = {};
+};
+
+using AcquireCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>)>;
+
+class LockManager {
+ public:
+  // Errors: kInvalidArgument (a null backend), kUnimplemented (a queue policy that allows barging
+  // on a backend that cannot).
+  static absl::StatusOr<LockManager> Create(std::shared_ptr<LockingProtocol> backend,
+                                            LockManagerOptions options = {});
+
+  LockManager(LockManager&& other) noexcept;
+  LockManager& operator=(LockManager&& other) noexcept;
+  ~LockManager();
+
+  // Waits for the lock. `resource` is any bytes but none. Errors: see lock_error.h; the message
+  // names the resource, who is in the way, and why it gave up. kFailedPrecondition inside a
+  // callback of the library, where waiting could hang it.
+  absl::StatusOr<Lock> Acquire(ResourceName resource, const AcquireOptions& options = {});
+
+  // Takes the lock if that needs no waiting and nobody has to yield; else kUnavailable
+  // (kHeldByOther). It may wait for one answer of the backend; inside a callback of the library it
+  // works if the backend answers at once. `acquire_timeout`, `max_attempts` and `skip_queue` play
+  // no part.
+  absl::StatusOr<Lock> TryAcquire(ResourceName resource, const AcquireOptions& options = {});
+
+  // Calls `done` exactly once on the executor, with the lock or the reason why not; possibly before
+  // this returns. Destroying the manager, `options.cancel` and the timeout end the wait.
+  void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
+
+  // Does anybody hold or wait for the resource? For any resource at all?
+  bool IsBusy(ResourceName resource) const;
+  bool IsBusy() const;
+
+  // Every resource that is held, reserved or waited for, in no particular order.
+  std::vector<ResourceSnapshot> Snapshot() const;
+
+  const BackendCapabilities& capabilities() const;
+
+ private:
+  explicit LockManager(internal::ManagerCore* core) : core_(core) {}
+
+  internal::ManagerCore* core_;
+};
+
+}  // namespace latchkey
+
+#endif  // LATCHKEY_CORE_LOCK_MANAGER_H_

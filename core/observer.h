@@ -1,0 +1,57 @@
+// Observer hears what happens to the locks of a manager: for metrics, logs and traces.
+//
+// Thread safety: called from any thread, also at once, with no mutex of the library held. Methods
+// must be quick, must not block, and must not call the manager.
+#ifndef LATCHKEY_CORE_OBSERVER_H_
+#define LATCHKEY_CORE_OBSERVER_H_
+
+#include <cstdint>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "latchkey/core/lease.h"
+
+namespace latchkey {
+
+class Observer {
+ public:
+  // What an event is about. The views are valid during the call only.
+  struct Subject {
+    std::string_view resource;
+    std::string_view owner;  // Empty: anonymous.
+    Priority priority = 0;
+    AcquisitionId acquisition = {};
+  };
+
+  virtual ~Observer() = default;
+
+  // A request was granted after waiting for `waited`.
+  virtual void OnAcquired(const Subject& who, absl::Duration waited) {
+    static_cast<void>(who), static_cast<void>(waited);
+  }
+  // A request failed: not admitted, timed out, cancelled, attempts used up, deadlock, backend down.
+  virtual void OnDenied(const Subject& who, absl::Duration waited, const absl::Status& why) {
+    static_cast<void>(who), static_cast<void>(waited), static_cast<void>(why);
+  }
+  // A request begins to wait, or stops waiting; `length` is the resource's queue after that.
+  virtual void OnQueueLength(std::string_view resource, int64_t length) {
+    static_cast<void>(resource), static_cast<void>(length);
+  }
+  // A holder of this manager was asked to yield to somebody of `thief_priority`.
+  virtual void OnPreempted(const Subject& who, Priority thief_priority) {
+    static_cast<void>(who), static_cast<void>(thief_priority);
+  }
+  // A hold of this manager was taken by force, ran out, or was found to be gone.
+  virtual void OnStolen(const Subject& who) { static_cast<void>(who); }
+  virtual void OnExpired(const Subject& who) { static_cast<void>(who); }
+  virtual void OnLost(const Subject& who) { static_cast<void>(who); }
+  // A hold was given back after `held`.
+  virtual void OnReleased(const Subject& who, absl::Duration held) {
+    static_cast<void>(who), static_cast<void>(held);
+  }
+};
+
+}  // namespace latchkey
+
+#endif  // LATCHKEY_CORE_OBSERVER_H_
