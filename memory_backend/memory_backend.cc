@@ -263,12 +263,12 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
         }
         name = std::string(shard->table.At(index).name());
         StepFull(*shard, index, request.reservation_lease != absl::InfiniteDuration(), outbox,
-                 [&](LockRecord& record, absl::Time now, Effects& effects)
-                     ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard->mu) {
-                       Expire(record, now, effects);
-                       AddWatcher(*shard, *shard->table.At(index).extra, watcher,
-                                  request.takes_place_of, now, effects, outbox);
-                     });
+                 [&](LockRecord& record, absl::Time now, Effects& effects) {
+                   shard->mu.AssertHeld();
+                   Expire(record, now, effects);
+                   AddWatcher(*shard, *shard->table.At(index).extra, watcher,
+                              request.takes_place_of, now, effects, outbox);
+                 });
       }
     }
     Deliver(outbox);
@@ -422,8 +422,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   // ---- The general case ----
 
   static LockRecord RecordOf(const Slot& slot) {
-    LockRecord record;
-    LockRecord::Holder& holder = record.holder.emplace();
+    LockRecord::Holder holder;
     holder.handles.push_back(slot.handle);
     holder.priority = slot.priority;
     holder.token = slot.token;
@@ -432,6 +431,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       holder.preemptible = slot.extra->preemptible;
       holder.deadline = slot.extra->deadline;
     }
+    LockRecord record;
+    record.holder = std::move(holder);
     return record;
   }
 

@@ -226,10 +226,10 @@ class SlotTable {
     mask_ = buckets - 1;
   }
 
+  std::array<SlotIndex, kFewBuckets> few_buckets_ = {kNoSlot, kNoSlot, kNoSlot, kNoSlot};
   SlotIndex* buckets_ = few_buckets_.data();
   uint32_t mask_ = kFewBuckets - 1;
   uint32_t size_ = 0;
-  std::array<SlotIndex, kFewBuckets> few_buckets_ = {kNoSlot, kNoSlot, kNoSlot, kNoSlot};
   uint32_t with_room_ = kNoSlab;
   std::vector<std::unique_ptr<Slab>> slabs_;
   std::vector<uint32_t> holes_;  // Numbers of slabs that were freed.
