@@ -6,6 +6,65 @@
 #include "latchkey/core/lock_error.h"
 
 namespace latchkey {
+namespace {
+
+absl::Status Invalid(std::string_view field, std::string_view problem) {
+  return MakeError(Reason::kInvalidArgument, absl::StrCat(field, " ", problem));
+}
+
+absl::Status CheckName(const ResourceName& resource, LeaseHint hint, AcquisitionId acquisition,
+                       const BackendCapabilities& capabilities) {
+  if (resource.empty() && (hint == 0 || !capabilities.hint_identifies_hold)) {
+    return Invalid("resource", "is empty");
+  }
+  if (acquisition.IsNone()) return Invalid("acquisition", "is none");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckLease(std::string_view field, absl::Duration lease,
+                        const BackendCapabilities& capabilities) {
+  if (lease <= absl::ZeroDuration()) {
+    return Invalid(field, absl::StrCat("is ", absl::FormatDuration(lease), ", not positive"));
+  }
+  const bool infinite = lease == absl::InfiniteDuration();
+  if (infinite ? !capabilities.infinite_lease : lease > capabilities.max_lease) {
+    return MakeError(Reason::kNotSupported,
+                     absl::StrCat(field, " is ", absl::FormatDuration(lease), ", but backend '",
+                                  capabilities.name, "' offers at most ",
+                                  absl::FormatDuration(capabilities.max_lease),
+                                  infinite ? ", not forever" : ""));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRequest(const ObtainRequest& request, const BackendCapabilities& capabilities) {
+  if (request.resource.empty()) return Invalid("resource", "is empty");
+  if (request.acquisition.IsNone()) return Invalid("acquisition", "is none");
+  absl::Status status = CheckLease("lease", request.lease, capabilities);
+  if (!status.ok() || !request.reserve_below) return status;
+  // Only a request that may reserve uses the rest.
+  status = CheckLease("reservation_lease", request.reservation_lease, capabilities);
+  if (!status.ok() || !request.grace) return status;
+  if (*request.grace < absl::ZeroDuration()) {
+    return Invalid("grace", absl::StrCat("is ", absl::FormatDuration(*request.grace)));
+  }
+  if (!capabilities.forced_handover) {
+    return MakeError(Reason::kNotSupported,
+                     absl::StrCat("grace is set, but backend '", capabilities.name,
+                                  "' has no forced hand-over"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRequest(const HoldRef& hold, const BackendCapabilities& capabilities) {
+  return CheckName(hold.resource, hold.hint, hold.acquisition, capabilities);
+}
+
+absl::Status CheckRequest(const WatchRequest& request, const BackendCapabilities& capabilities) {
+  return CheckName(request.resource, request.hint, request.acquisition, capabilities);
+}
 
 void LockingProtocol::Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) {
   static_cast<void>(hold);

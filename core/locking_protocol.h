@@ -296,8 +296,22 @@ struct ResourceState {
   Priority successor_priority = 0;
 };
 
-// ---- The interface
-// --------------------------------------------------------------------------------
+// ---- Checks -------------------------------------------------------------------------------------
+
+// For backends: refuses what no step may be asked to do, so that each need not write it anew. OK,
+// or
+//   kInvalidArgument   an empty resource, no acquisition id, a lease or reservation lease that is
+//                      not positive, a negative grace; names the field and its value;
+//   kUnimplemented     an infinite or too long lease, or a grace, that `capabilities` exclude.
+absl::Status CheckRequest(const ObtainRequest& request, const BackendCapabilities& capabilities);
+absl::Status CheckRequest(const HoldRef& hold, const BackendCapabilities& capabilities);
+absl::Status CheckRequest(const WatchRequest& request, const BackendCapabilities& capabilities);
+
+// The same for one lease; `field` is its name in the message.
+absl::Status CheckLease(std::string_view field, absl::Duration lease,
+                        const BackendCapabilities& capabilities);
+
+// ---- The interface -----------------------------------------------------------------------------
 
 class LockingProtocol {
  public:
