@@ -1,0 +1,320 @@
+#include "latchkey/tests/conformance/conformance.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "latchkey/tests/support/simulated_clock.h"
+
+namespace latchkey {
+namespace {
+
+// Only guards against hanging for ever; nothing takes as long.
+constexpr absl::Duration kHangGuard = absl::Seconds(30);
+
+// Bytes handed to a call and spoilt as soon as it returns, since they are only valid during it.
+class PassingBytes {
+ public:
+  explicit PassingBytes(std::string_view bytes) : bytes_(bytes) {}
+  ~PassingBytes() { std::fill(bytes_.begin(), bytes_.end(), '?'); }
+  std::string_view view() const { return bytes_; }
+
+ private:
+  std::string bytes_;
+};
+
+ConformanceSetup SimulatedSetup(
+    const std::function<std::vector<std::shared_ptr<LockingProtocol>>(Clock& clock)>& make) {
+  auto clock = std::make_shared<SimulatedClock>();
+  ConformanceSetup setup;
+  setup.clients = make(*clock);
+  setup.advance = [clock = clock.get()](absl::Duration duration) { clock->AdvanceBy(duration); };
+  // What is due at once runs only when the clock is told to.
+  setup.pump = [clock = clock.get()] { clock->RunDue(); };
+  setup.keep_alive = std::move(clock);
+  return setup;
+}
+
+}  // namespace
+
+ConformanceParam OnSimulatedTime(
+    std::function<std::vector<std::shared_ptr<LockingProtocol>>(Clock& clock)> make) {
+  return {.make = [make = std::move(make)] { return SimulatedSetup(make); }, .exact_time = true};
+}
+
+ConformanceParam OnSimulatedTime(
+    std::function<std::shared_ptr<LockingProtocol>(Clock& clock)> make) {
+  return OnSimulatedTime(
+      std::function<std::vector<std::shared_ptr<LockingProtocol>>(Clock & clock)>(
+          [make = std::move(make)](Clock& clock) { return std::vector{make(clock)}; }));
+}
+
+std::string ConformanceTestName(const testing::TestParamInfo<ConformanceParam>& info) {
+  return info.param.name;
+}
+
+ConformanceTest::ConformanceTest()
+    : setup_(GetParam().make()), prefix_(AcquisitionId::Next().ToString()) {}
+
+ConformanceTest::~ConformanceTest() {
+  absl::MutexLock lock(&shared_->mu);
+  EXPECT_EQ(shared_->completions_missing, 0) << "a completion never ran";
+  EXPECT_EQ(shared_->completions_too_many, 0) << "a completion ran more than once";
+}
+
+void ConformanceTest::DestroyBackend() {
+  setup_.clients.clear();
+  setup_.keep_alive = nullptr;
+}
+
+// ---- Waiting ----
+
+bool ConformanceTest::WaitUntil(absl::FunctionRef<bool()> done) {
+  const absl::Time give_up = absl::Now() + kHangGuard;
+  const auto condition = [done] { return done(); };
+  do {
+    if (setup_.pump) setup_.pump();
+    absl::MutexLock lock(&shared_->mu);
+    // With something to pump, the wait is only there for other threads' sake.
+    if (shared_->mu.AwaitWithTimeout(absl::Condition(&condition),
+                                     setup_.pump ? absl::Milliseconds(1) : kHangGuard)) {
+      return true;
+    }
+  } while (absl::Now() < give_up);
+  ADD_FAILURE() << "waited in vain";
+  return false;
+}
+
+void ConformanceTest::Settle() {
+  if (setup_.pump) setup_.pump();
+  if (setup_.settle) setup_.settle();
+}
+
+template <typename T>
+absl::StatusOr<T> ConformanceTest::Await(
+    absl::FunctionRef<void(absl::AnyInvocable<void(absl::StatusOr<T>)>)> start) {
+  struct Completion {
+    bool ran = false;
+    absl::StatusOr<T> value;
+  };
+  const auto completion = std::make_shared<Completion>();
+  {
+    absl::MutexLock lock(&shared_->mu);
+    ++shared_->completions_missing;
+  }
+  start([completion, shared = shared_](absl::StatusOr<T> value) {
+    absl::MutexLock lock(&shared->mu);
+    if (completion->ran) {
+      ++shared->completions_too_many;
+      return;
+    }
+    completion->ran = true;
+    completion->value = std::move(value);
+    --shared->completions_missing;
+  });
+  if (!WaitUntil([&] { return completion->ran; })) return absl::InternalError("no completion");
+  absl::MutexLock lock(&shared_->mu);
+  return completion->value;
+}
+
+// ---- Parties ----
+
+std::string ConformanceTest::Resource(std::string_view name) const {
+  return absl::StrCat(prefix_, "/", name);
+}
+
+ConformanceTest::Attempt ConformanceTest::Party(std::string_view owner, Priority priority) {
+  LockingProtocol& backend = parties_++ % 2 == 0 ? first() : second();
+  return {.backend = &backend,
+          .resource = Resource(),
+          .owner = std::string(owner),
+          .request = {.acquisition = AcquisitionId::Next(),
+                      .priority = priority,
+                      .lease = Long(),
+                      .reservation_lease = Long()}};
+}
+
+ConformanceTest::Attempt ConformanceTest::Thief(std::string_view owner, Priority priority) {
+  Attempt attempt = Party(owner, priority);
+  attempt.request.reserve_below = std::numeric_limits<Priority>::max();
+  return attempt;
+}
+
+// ---- Steps ----
+
+absl::StatusOr<ObtainReply> ConformanceTest::TryObtain(Attempt& attempt) {
+  absl::StatusOr<ObtainReply> reply = Await<ObtainReply>([&](ObtainCallback done) {
+    const PassingBytes resource(attempt.resource);
+    const PassingBytes owner(attempt.owner);
+    ObtainRequest request = attempt.request;
+    request.resource = resource.view();
+    request.owner = owner.view();
+    attempt.backend->Obtain(request, std::move(done));
+  });
+  if (reply.ok() &&
+      (reply->outcome == ObtainOutcome::kObtained || reply->outcome == ObtainOutcome::kReentered)) {
+    attempt.hint = reply->hint;
+    attempt.token = reply->token;
+  }
+  return reply;
+}
+
+absl::StatusOr<ReleaseOutcome> ConformanceTest::TryRelease(LockingProtocol& backend,
+                                                           const HoldRef& hold) {
+  return Await<ReleaseOutcome>([&](ReleaseCallback done) {
+    const PassingBytes resource(hold.resource);
+    HoldRef passed = hold;
+    passed.resource = resource.view();
+    backend.Release(passed, std::move(done));
+  });
+}
+
+absl::StatusOr<ExtendReply> ConformanceTest::TryExtend(LockingProtocol& backend,
+                                                       const HoldRef& hold, absl::Duration lease) {
+  return Await<ExtendReply>([&](ExtendCallback done) {
+    const PassingBytes resource(hold.resource);
+    HoldRef passed = hold;
+    passed.resource = resource.view();
+    backend.Extend(passed, lease, std::move(done));
+  });
+}
+
+absl::StatusOr<ConfirmReply> ConformanceTest::TryConfirm(LockingProtocol& backend,
+                                                         const HoldRef& hold, FencingToken token) {
+  return Await<ConfirmReply>([&](ConfirmCallback done) {
+    const PassingBytes resource(hold.resource);
+    HoldRef passed = hold;
+    passed.resource = resource.view();
+    backend.Confirm(passed, token, std::move(done));
+  });
+}
+
+namespace {
+
+template <typename T>
+T ValueOrFail(absl::StatusOr<T> value) {
+  EXPECT_TRUE(value.ok()) << value.status();
+  return value.ok() ? *std::move(value) : T();
+}
+
+}  // namespace
+
+ObtainReply ConformanceTest::Obtain(Attempt& attempt) { return ValueOrFail(TryObtain(attempt)); }
+
+ReleaseOutcome ConformanceTest::Release(const Attempt& attempt) {
+  return ValueOrFail(TryRelease(*attempt.backend, Ref(attempt)));
+}
+
+ExtendReply ConformanceTest::Extend(const Attempt& attempt, absl::Duration lease) {
+  return ValueOrFail(TryExtend(*attempt.backend, Ref(attempt), lease));
+}
+
+ConfirmReply ConformanceTest::Confirm(const Attempt& attempt, FencingToken token) {
+  return ValueOrFail(TryConfirm(*attempt.backend, Ref(attempt), token));
+}
+
+bool ConformanceTest::Obtains(Attempt& attempt) {
+  return Obtain(attempt).outcome == ObtainOutcome::kObtained;
+}
+
+bool ConformanceTest::Reserves(Attempt& attempt) {
+  return Obtain(attempt).outcome == ObtainOutcome::kReserved;
+}
+
+bool ConformanceTest::IsDenied(Attempt& attempt) {
+  return Obtain(attempt).outcome == ObtainOutcome::kDenied;
+}
+
+bool ConformanceTest::Holds(const Attempt& attempt) {
+  // So short an extension lengthens no hold that has more than that left.
+  return Extend(attempt, absl::Milliseconds(1)).outcome != ExtendOutcome::kNotHeld;
+}
+
+void ConformanceTest::ExpectRemaining(absl::Duration remaining, absl::Duration expected) {
+  if (exact()) {
+    EXPECT_EQ(remaining, expected);
+  } else {
+    EXPECT_LE(remaining, expected);
+    EXPECT_GE(remaining, absl::ZeroDuration());
+  }
+}
+
+// ---- Events ----
+
+WatchRequest ConformanceTest::WaiterRequest(const Attempt& attempt) const {
+  return {.resource = attempt.resource,
+          .acquisition = attempt.id(),
+          .owner = attempt.owner,
+          .priority = attempt.request.priority,
+          .reservation_lease = attempt.request.reservation_lease};
+}
+
+ConformanceTest::Watched ConformanceTest::WatchAsWaiter(
+    const Attempt& attempt, std::function<void(const WatchEvent&)> also) {
+  return WatchWith(*attempt.backend, WaiterRequest(attempt), std::move(also));
+}
+
+ConformanceTest::Watched ConformanceTest::WatchAsHolder(
+    const Attempt& attempt, std::function<void(const WatchEvent&)> also) {
+  return WatchWith(*attempt.backend,
+                   {.resource = attempt.resource,
+                    .acquisition = attempt.id(),
+                    .role = WatchRole::kHolder,
+                    .hint = attempt.hint},
+                   std::move(also));
+}
+
+ConformanceTest::Watched ConformanceTest::WatchWith(LockingProtocol& backend,
+                                                    const WatchRequest& request,
+                                                    std::function<void(const WatchEvent&)> also) {
+  Watched watched;
+  watched.log_ = std::make_shared<Watched::Log>();
+  const PassingBytes resource(request.resource);
+  const PassingBytes owner(request.owner);
+  WatchRequest passed = request;
+  passed.resource = resource.view();
+  passed.owner = owner.view();
+  watched.subscription = backend.Watch(
+      passed, [log = watched.log_, shared = shared_, also = std::move(also)](const WatchEvent& e) {
+        {
+          absl::MutexLock lock(&shared->mu);
+          if (log->inside) log->overlapped = true;
+          log->inside = true;
+          log->events.push_back(e);
+        }
+        if (also) also(e);
+        absl::MutexLock lock(&shared->mu);
+        log->inside = false;
+      });
+  return watched;
+}
+
+WatchEvent ConformanceTest::NextEvent(const Watched& watched, WatchEventKind kind) {
+  std::vector<WatchEvent>& events = watched.log_->events;
+  const auto found = [&] {
+    return std::find_if(events.begin(), events.end(),
+                        [kind](const WatchEvent& event) { return event.kind == kind; });
+  };
+  if (!WaitUntil([&] { return found() != events.end(); })) return {};
+  absl::MutexLock lock(&shared_->mu);
+  EXPECT_FALSE(watched.log_->overlapped) << "two events of one watch at once";
+  const WatchEvent event = *found();
+  events.erase(events.begin(), found() + 1);
+  return event;
+}
+
+int ConformanceTest::Count(const Watched& watched, WatchEventKind kind) {
+  Settle();
+  absl::MutexLock lock(&shared_->mu);
+  return static_cast<int>(
+      std::count_if(watched.log_->events.begin(), watched.log_->events.end(),
+                    [kind](const WatchEvent& event) { return event.kind == kind; }));
+}
+
+bool ConformanceTest::HeardNothing(const Watched& watched) {
+  Settle();
+  absl::MutexLock lock(&shared_->mu);
+  return watched.log_->events.empty();
+}
+
+}  // namespace latchkey
