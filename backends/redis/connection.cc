@@ -1,0 +1,514 @@
+#include "latchkey/backends/redis/connection.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/x509v3.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "hiredis/hiredis_ssl.h"
+#include "latchkey/backends/redis/wire.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey::redis {
+namespace {
+
+// How often an idle subscription asks whether the server is still there.
+constexpr uint64_t kPingMs = 5000;
+
+// The most that waits for a connection attempt to end.
+constexpr size_t kMaxWaiting = 100'000;
+
+uint64_t ToMs(absl::Duration duration) {
+  return static_cast<uint64_t>(
+      std::max<int64_t>(1, absl::ToInt64Milliseconds(absl::Ceil(duration, absl::Milliseconds(1)))));
+}
+
+bool IsNumericAddress(const std::string& host) {
+  in6_addr address;
+  return inet_pton(AF_INET, host.c_str(), &address) == 1 ||
+         inet_pton(AF_INET6, host.c_str(), &address) == 1;
+}
+
+std::string_view TextOf(const redisReply& reply) {
+  return reply.str == nullptr ? std::string_view() : std::string_view(reply.str, reply.len);
+}
+
+// The first word of an array: "message", "pong", "subscribe".
+std::string_view KindOf(const redisReply& reply) {
+  if (reply.type != REDIS_REPLY_ARRAY || reply.elements == 0) return {};
+  return TextOf(*reply.element[0]);
+}
+
+class Ping : public Call {
+ public:
+  void AppendTo(std::string& out) override { out.append(MakeCommand({"PING"})); }
+  Next OnReply(const redisReply&) override { return Next::kDone; }
+  void OnFailure(bool, const absl::Status&) override {}
+};
+
+}  // namespace
+
+struct Connection::Poll {
+  uv_poll_t handle;
+  Connection* connection;
+};
+
+struct Connection::Resolving {
+  uv_getaddrinfo_t request;
+  Connection* connection;  // Null: nobody waits any more.
+};
+
+Connection::Connection(uv_loop_t* loop, Settings settings, Listener& listener)
+    : loop_(loop), settings_(std::move(settings)), listener_(listener) {
+  uv_timer_init(loop_, &deadline_timer_);
+  uv_timer_init(loop_, &reconnect_timer_);
+  deadline_timer_.data = this;
+  reconnect_timer_.data = this;
+}
+
+Connection::~Connection() = default;
+
+void Connection::Start() { Connect(); }
+
+void Connection::Stop() {
+  if (state_ == State::kStopped) return;
+  state_ = State::kStopped;
+  CloseSocket();
+  if (resolving_ != nullptr) {
+    resolving_->connection = nullptr;
+    uv_cancel(reinterpret_cast<uv_req_t*>(&resolving_->request));
+    resolving_ = nullptr;
+  }
+  uv_close(reinterpret_cast<uv_handle_t*>(&deadline_timer_), nullptr);
+  uv_close(reinterpret_cast<uv_handle_t*>(&reconnect_timer_), nullptr);
+  last_failure_ = BackendUnavailableError("the backend is shut down");
+  FailCalls(last_failure_);
+}
+
+// ---- Connecting --------------------------------------------------------------------------------
+
+void Connection::Connect() {
+  uv_timer_stop(&reconnect_timer_);
+  uv_timer_start(
+      &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
+      ToMs(settings_.connect_timeout), 0);
+  const RedisAddress& address = settings_.address;
+  if (address.transport == Transport::kUnix || IsNumericAddress(address.host)) {
+    ConnectTo(address.host);
+    return;
+  }
+  // Not hiredis' own look-up: it would block the loop.
+  state_ = State::kResolving;
+  resolving_ = new Resolving{.request = {}, .connection = this};
+  resolving_->request.data = resolving_;
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  const int result = uv_getaddrinfo(
+      loop_, &resolving_->request,
+      [](uv_getaddrinfo_t* request, int status, addrinfo* found) {
+        std::unique_ptr<Resolving> resolving(static_cast<Resolving*>(request->data));
+        std::string numeric;
+        if (status == 0 && found != nullptr) {
+          char text[NI_MAXHOST];
+          if (getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof text, nullptr, 0,
+                          NI_NUMERICHOST) == 0) {
+            numeric = text;
+          }
+        }
+        uv_freeaddrinfo(found);
+        Connection* connection = resolving->connection;
+        if (connection == nullptr) return;
+        connection->resolving_ = nullptr;
+        if (numeric.empty()) {
+          connection->Fail(absl::StrCat("cannot find the host: ", uv_strerror(status)));
+        } else {
+          connection->ConnectTo(numeric);
+        }
+      },
+      address.host.c_str(), nullptr, &hints);
+  if (result != 0) {
+    delete std::exchange(resolving_, nullptr);
+    Fail(absl::StrCat("cannot find the host: ", uv_strerror(result)));
+  }
+}
+
+void Connection::ConnectTo(const std::string& host) {
+  state_ = State::kConnecting;
+  redisOptions options{};
+  options.options |= REDIS_OPT_NONBLOCK;
+  if (settings_.address.transport == Transport::kUnix) {
+    REDIS_OPTIONS_SET_UNIX(&options, settings_.address.path.c_str());
+  } else {
+    REDIS_OPTIONS_SET_TCP(&options, host.c_str(), settings_.address.port);
+  }
+  context_ = redisConnectWithOptions(&options);
+  if (context_ == nullptr) return Fail("cannot connect: out of memory");
+  if (context_->err != 0) return Fail(absl::StrCat("cannot connect: ", context_->errstr));
+  // Our scripts answer with a handful. Whatever it is that announces more, do not make room for it.
+  context_->reader->maxelements = 64;
+  poll_ = new Poll{.handle = {}, .connection = this};
+  poll_->handle.data = poll_;
+  if (const int result = uv_poll_init_socket(loop_, &poll_->handle, context_->fd); result != 0) {
+    delete std::exchange(poll_, nullptr);
+    return Fail(absl::StrCat("cannot watch the socket: ", uv_strerror(result)));
+  }
+  polled_events_ = 0;
+  write_blocked_ = true;  // Writable means connected.
+  UpdatePoll();
+}
+
+void Connection::UpdatePoll() {
+  const int events =
+      state_ == State::kConnecting ? UV_WRITABLE : UV_READABLE | (write_blocked_ ? UV_WRITABLE : 0);
+  if (poll_ == nullptr || events == polled_events_) return;
+  polled_events_ = events;
+  uv_poll_start(&poll_->handle, events, [](uv_poll_t* handle, int status, int events) {
+    static_cast<Poll*>(handle->data)->connection->OnPoll(status, events);
+  });
+}
+
+void Connection::OnPoll(int status, int events) {
+  // With an error status the socket itself knows more.
+  if (status != 0) events = polled_events_;
+  if (state_ == State::kConnecting) return OnConnected();
+  if (state_ == State::kTls) return StepTls();
+  Poll* const polled = poll_;
+  if ((events & UV_READABLE) != 0) Read();
+  // Reading may have ended the connection, and even begun another.
+  if (poll_ != polled) return;
+  // Under TLS a write may have waited for something to read.
+  if ((events & UV_WRITABLE) != 0 || (ssl_ != nullptr && write_blocked_)) Write();
+}
+
+void Connection::OnConnected() {
+  int error = 0;
+  socklen_t size = sizeof error;
+  if (getsockopt(context_->fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) error = errno;
+  if (error != 0) return Fail(absl::StrCat("cannot connect: ", strerror(error)));
+  write_blocked_ = false;
+  if (settings_.address.transport != Transport::kUnix) {
+    const int on = 1;
+    setsockopt(context_->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    redisEnableKeepAliveWithInterval(context_, 15);
+  }
+  if (settings_.address.transport != Transport::kTls) return Greet();
+
+  state_ = State::kTls;
+  ERR_clear_error();
+  SSL* ssl = SSL_new(settings_.tls);
+  if (ssl == nullptr) return Fail(TlsError("cannot begin TLS"));
+  // hiredis checks neither; without them any certificate of a trusted authority would do.
+  SSL_set_verify(ssl, SSL_VERIFY_PEER, nullptr);
+  const std::string& name = settings_.server_name;
+  const bool named = IsNumericAddress(name)
+                         ? X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(ssl), name.c_str()) == 1
+                         : SSL_set1_host(ssl, name.c_str()) == 1 &&
+                               SSL_set_tlsext_host_name(ssl, name.c_str()) == 1;
+  if (!named || redisInitiateSSL(context_, ssl) != REDIS_OK) {
+    const std::string why = TlsError("TLS failed");
+    SSL_free(ssl);
+    return Fail(why);
+  }
+  ssl_ = ssl;
+  StepTls();
+}
+
+std::string Connection::TlsError(std::string_view what) const {
+  std::string text(what);
+  if (ssl_ != nullptr) {
+    if (const long verified = SSL_get_verify_result(ssl_); verified != X509_V_OK) {
+      absl::StrAppend(&text, ": the server's certificate is not accepted: ",
+                      X509_verify_cert_error_string(verified));
+      return text;
+    }
+  }
+  const char* reason = ERR_reason_error_string(ERR_peek_last_error());
+  absl::StrAppend(&text, ": ", reason == nullptr ? "the connection ended" : reason);
+  return text;
+}
+
+void Connection::StepTls() {
+  ERR_clear_error();
+  const int result = SSL_do_handshake(ssl_);
+  if (result == 1) {
+    write_blocked_ = false;
+    return Greet();
+  }
+  const int error = SSL_get_error(ssl_, result);
+  if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
+    return Fail(TlsError("TLS failed"));
+  }
+  write_blocked_ = error == SSL_ERROR_WANT_WRITE;
+  UpdatePoll();
+}
+
+// ---- Greeting ----------------------------------------------------------------------------------
+
+void Connection::Greet() {
+  state_ = State::kGreeting;
+  UpdatePoll();
+  greeting_.clear();
+  greeted_ = 0;
+  out_.clear();
+  const RedisAddress& address = settings_.address;
+  auto say = [this](std::initializer_list<std::string_view> command) {
+    greeting_.emplace_back(*command.begin());
+    out_.append(MakeCommand(command));
+  };
+  if (!address.password.empty()) {
+    if (address.user.empty()) {
+      say({"AUTH", address.password});
+    } else {
+      say({"AUTH", address.user, address.password});
+    }
+  }
+  if (address.database != 0) say({"SELECT", absl::StrCat(address.database)});
+  say({"INFO", "cluster"});
+  // Any time long past will do: see obtain.lua. Once only: a marker missing later means lost data.
+  if (!settings_.marker.empty() && !was_ready_) say({"SET", settings_.marker, "1", "NX"});
+  if (!settings_.channel.empty()) say({"SUBSCRIBE", settings_.channel});
+  Write();
+}
+
+void Connection::OnGreetingReply(const redisReply& reply) {
+  const std::string_view command = greeting_[greeted_++];
+  if (reply.type == REDIS_REPLY_ERROR) {
+    const std::string_view text = TextOf(reply);
+    if (command == "AUTH") {
+      return Fail(absl::StrCat("the server refuses the login: ", text));
+    }
+    if (absl::StartsWith(text, "NOAUTH")) {
+      return Fail(absl::StrCat("the server asks for a password: ", text));
+    }
+    // A user may be allowed everything that we need, and yet not INFO.
+    const bool dispensable = command == "INFO" && absl::StartsWith(text, "NOPERM");
+    if (!dispensable) return Fail(absl::StrCat("the server refuses ", command, ": ", text));
+  } else if (command == "INFO") {
+    if (reply.type != REDIS_REPLY_STRING) return Fail("this is no Redis server");
+    if (absl::StrContains(TextOf(reply), "cluster_enabled:1")) {
+      return Fail(
+          "the server is part of a Redis Cluster, which is not supported; use a server "
+          "of its own, or a quorum of independent servers",
+          Reason::kNotSupported);
+    }
+  } else if (command == "SUBSCRIBE" && KindOf(reply) != "subscribe") {
+    return Fail("this is no Redis server");
+  }
+  if (greeted_ == greeting_.size()) BecomeReady();
+}
+
+void Connection::BecomeReady() {
+  state_ = State::kReady;
+  was_ready_ = true;
+  failures_ = 0;
+  uv_timer_stop(&deadline_timer_);
+  if (!settings_.channel.empty()) {
+    uv_timer_start(
+        &reconnect_timer_,
+        [](uv_timer_t* timer) {
+          auto* connection = static_cast<Connection*>(timer->data);
+          connection->Send(std::make_unique<Ping>());
+          connection->Flush();
+        },
+        kPingMs, kPingMs);
+  }
+  listener_.OnReady(*this);
+  std::deque<std::unique_ptr<Call>> waiting = std::move(waiting_);
+  waiting_.clear();
+  for (auto& call : waiting) Send(std::move(call));
+  Flush();
+}
+
+// ---- Calls -------------------------------------------------------------------------------------
+
+void Connection::Send(std::unique_ptr<Call> call) {
+  switch (state_) {
+    case State::kReady:
+      call->AppendTo(out_);
+      in_flight_.push_back({std::move(call), uv_now(loop_)});
+      return;
+    case State::kStopped:
+      call->OnFailure(false, last_failure_);
+      return;
+    default:
+      if (failures_ > 0) {
+        call->OnFailure(false, last_failure_);
+      } else if (waiting_.size() >= kMaxWaiting) {
+        call->OnFailure(
+            false, BackendUnavailableError(absl::StrCat(
+                       settings_.address.ToString(), ": too many requests wait for a connection")));
+      } else {
+        waiting_.push_back(std::move(call));
+      }
+  }
+}
+
+void Connection::Flush() {
+  if (state_ != State::kReady || out_.empty() || write_blocked_) return;
+  ArmCommandTimer();
+  Write();
+}
+
+void Connection::Write() {
+  if (context_ == nullptr) return;
+  if (!out_.empty()) {
+    redisAppendFormattedCommand(context_, out_.data(), out_.size());
+    out_.clear();
+  }
+  ERR_clear_error();
+  int done = 0;
+  if (redisBufferWrite(context_, &done) != REDIS_OK) {
+    return Fail(absl::StrCat("the connection broke: ", context_->errstr));
+  }
+  // Under TLS a write may wait for something to read; asking for writability would spin.
+  write_blocked_ = done == 0 && (ssl_ == nullptr || SSL_want_read(ssl_) == 0);
+  UpdatePoll();
+  write_blocked_ = done == 0;
+}
+
+void Connection::Read() {
+  Poll* const polled = poll_;
+  do {
+    ERR_clear_error();
+    if (redisBufferRead(context_) != REDIS_OK) {
+      // What came before the end may be a last word, such as "too many clients".
+      std::string why = absl::StrCat("the connection broke: ", context_->errstr);
+      if (context_->err == REDIS_ERR_EOF) {
+        context_->err = 0;
+        ReadReplies();
+        if (poll_ != polled) return;
+      }
+      return Fail(why);
+    }
+    ReadReplies();
+    if (poll_ != polled) return;
+  } while (ssl_ != nullptr && SSL_pending(ssl_) > 0);
+}
+
+void Connection::ReadReplies() {
+  Poll* const polled = poll_;
+  for (;;) {
+    void* raw = nullptr;
+    if (redisGetReplyFromReader(context_, &raw) != REDIS_OK) {
+      return Fail(absl::StrCat("the server does not speak Redis' protocol: ",
+                               absl::CHexEscape(context_->errstr)));
+    }
+    if (raw == nullptr) return;
+    std::unique_ptr<redisReply, decltype(&freeReplyObject)> reply(static_cast<redisReply*>(raw),
+                                                                  &freeReplyObject);
+    Handle(*reply);
+    if (poll_ != polled) return;
+  }
+}
+
+void Connection::Handle(const redisReply& reply) {
+  if (!settings_.channel.empty() && KindOf(reply) == "message") {
+    if (reply.elements == 3) listener_.OnMessage(TextOf(*reply.element[2]));
+    return;
+  }
+  if (state_ == State::kGreeting && greeted_ < greeting_.size()) return OnGreetingReply(reply);
+  if (in_flight_.empty()) {
+    // A reply to nothing. An error is the server's reason for what it does next.
+    return Fail(reply.type == REDIS_REPLY_ERROR ? absl::StrCat("the server says: ", TextOf(reply))
+                                                : "the server sent a reply that nobody asked for");
+  }
+  std::unique_ptr<Call> call = std::move(in_flight_.front().call);
+  in_flight_.pop_front();
+  if (call->OnReply(reply) == Call::Next::kSendAgain) Send(std::move(call));
+}
+
+void Connection::ArmCommandTimer() {
+  if (in_flight_.empty() || uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0) {
+    return;
+  }
+  // Not moved for each call: when it fires, it looks for the oldest one.
+  uv_timer_start(
+      &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
+      ToMs(settings_.command_timeout), 0);
+}
+
+void Connection::OnTimer() {
+  if (state_ != State::kReady) {
+    return Fail(
+        absl::StrCat("no connection within ", absl::FormatDuration(settings_.connect_timeout)));
+  }
+  if (in_flight_.empty()) return;
+  const uint64_t limit = ToMs(settings_.command_timeout);
+  const uint64_t age = uv_now(loop_) - in_flight_.front().sent_ms;
+  if (age >= limit) {
+    return Fail(absl::StrCat("no reply within ", absl::FormatDuration(settings_.command_timeout)));
+  }
+  uv_timer_start(
+      &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
+      limit - age, 0);
+}
+
+// ---- Ends --------------------------------------------------------------------------------------
+
+void Connection::CloseSocket() {
+  if (poll_ != nullptr) {
+    poll_->connection = nullptr;
+    uv_close(reinterpret_cast<uv_handle_t*>(&poll_->handle),
+             [](uv_handle_t* handle) { delete static_cast<Poll*>(handle->data); });
+    poll_ = nullptr;
+  }
+  // Only now: a socket must not be closed while the loop watches it. Frees ssl_ as well.
+  if (context_ != nullptr) redisFree(context_);
+  context_ = nullptr;
+  ssl_ = nullptr;
+  out_.clear();
+  write_blocked_ = false;
+  polled_events_ = 0;
+}
+
+void Connection::FailCalls(const absl::Status& why) {
+  std::deque<InFlight> in_flight = std::move(in_flight_);
+  std::deque<std::unique_ptr<Call>> waiting = std::move(waiting_);
+  in_flight_.clear();
+  waiting_.clear();
+  for (InFlight& sent : in_flight) sent.call->OnFailure(true, why);
+  for (auto& call : waiting) call->OnFailure(false, why);
+}
+
+void Connection::Fail(std::string_view why, Reason reason) {
+  if (state_ == State::kStopped) return;
+  const bool was_ready = state_ == State::kReady;
+  const absl::Status status =
+      MakeError(reason, absl::StrCat(settings_.address.ToString(), ": ", why));
+  CloseSocket();
+  if (resolving_ != nullptr) {
+    resolving_->connection = nullptr;
+    uv_cancel(reinterpret_cast<uv_req_t*>(&resolving_->request));
+    resolving_ = nullptr;
+  }
+  uv_timer_stop(&deadline_timer_);
+  state_ = State::kDown;
+  last_failure_ = status;
+  // After a connection that worked the first attempt follows at once, and calls wait for it.
+  absl::Duration delay = absl::ZeroDuration();
+  if (!was_ready) {
+    delay = std::min(settings_.max_reconnect_delay,
+                     settings_.reconnect_delay * (1 << std::min(failures_, 20)));
+    ++failures_;
+  }
+  const uint64_t most = ToMs(delay);
+  uv_timer_start(
+      &reconnect_timer_,
+      [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->Connect(); },
+      absl::Uniform<uint64_t>(random_, most / 2, most + 1), 0);
+  FailCalls(status);
+  listener_.OnDown(*this, status);
+}
+
+}  // namespace latchkey::redis

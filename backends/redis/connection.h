@@ -1,0 +1,145 @@
+// One connection to a Redis server on a libuv loop: connects, greets (TLS, login, database),
+// pipelines calls, reconnects with jittered back-off. Speaks through hiredis' reader and writer.
+//
+// Not hiredis' asynchronous context: that one asserts what a server may say, and a server that
+// answers garbage must not end the process.
+//
+// Thread safety: none; everything happens on the loop's thread. A connection must be stopped, and
+// the loop run until its handles are closed, before it is destroyed.
+#ifndef LATCHKEY_BACKENDS_REDIS_CONNECTION_H_
+#define LATCHKEY_BACKENDS_REDIS_CONNECTION_H_
+
+#include <openssl/ssl.h>
+#include <uv.h>
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/random/random.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "hiredis/hiredis.h"
+#include "latchkey/backends/redis/redis_url.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey::redis {
+
+// One command and what becomes of it: exactly one of OnReply (unless it asks to be sent again) and
+// OnFailure is called at last.
+class Call {
+ public:
+  enum class Next { kDone, kSendAgain };
+
+  virtual ~Call() = default;
+  // Appends the command, encoded.
+  virtual void AppendTo(std::string& out) = 0;
+  virtual Next OnReply(const redisReply& reply) = 0;
+  // `sent`: the server may have executed it, or may still.
+  virtual void OnFailure(bool sent, const absl::Status& why) = 0;
+};
+
+class Connection {
+ public:
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    // Greeted (and subscribed): calls are sent from now on.
+    virtual void OnReady(Connection& connection) = 0;
+    // An attempt failed, or the connection broke. It goes on trying.
+    virtual void OnDown(Connection& connection, const absl::Status& why) = 0;
+    // A message on the channel that it subscribes to.
+    virtual void OnMessage(std::string_view message) = 0;
+  };
+
+  struct Settings {
+    RedisAddress address = {};
+    SSL_CTX* tls = nullptr;        // Borrowed; for kTls.
+    std::string server_name = {};  // For kTls: name or numeric address to verify.
+    absl::Duration connect_timeout = absl::Seconds(2);
+    absl::Duration command_timeout = absl::Seconds(2);
+    absl::Duration reconnect_delay = absl::Milliseconds(20);
+    absl::Duration max_reconnect_delay = absl::Seconds(2);
+    std::string channel = {};  // Not empty: subscribe to it.
+    std::string marker = {};   // Not empty: write this key at the first greeting, unless it exists.
+  };
+
+  // `loop` and `listener` must outlive it.
+  Connection(uv_loop_t* loop, Settings settings, Listener& listener);
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  ~Connection();
+
+  void Start();
+  // Fails what is left, and closes everything for good.
+  void Stop();
+
+  // Takes a call: sends it with the next Flush if ready, keeps it while a first attempt to
+  // (re)connect is under way, and fails it at once after an attempt that failed.
+  void Send(std::unique_ptr<Call> call);
+  void Flush();
+
+  bool ready() const { return state_ == State::kReady; }
+  size_t calls_in_flight() const { return in_flight_.size() + waiting_.size(); }
+
+ private:
+  enum class State { kDown, kResolving, kConnecting, kTls, kGreeting, kReady, kStopped };
+  struct InFlight {
+    std::unique_ptr<Call> call;
+    uint64_t sent_ms;
+  };
+  struct Poll;       // The loop's handle for one socket.
+  struct Resolving;  // A look-up of a name that is under way.
+
+  void Connect();
+  void ConnectTo(const std::string& host);
+  void OnPoll(int status, int events);
+  void OnConnected();
+  void StepTls();
+  void Greet();
+  void OnGreetingReply(const redisReply& reply);
+  void BecomeReady();
+  void Read();
+  void ReadReplies();
+  void Handle(const redisReply& reply);
+  void Write();
+  void UpdatePoll();
+  void OnTimer();
+  void ArmCommandTimer();
+  // Closes the socket, fails what was under way, and plans the next attempt.
+  void Fail(std::string_view why, Reason reason = Reason::kBackendUnavailable);
+  void CloseSocket();
+  void FailCalls(const absl::Status& why);
+  std::string TlsError(std::string_view what) const;
+
+  // Constant after construction.
+  uv_loop_t* const loop_;
+  const Settings settings_;
+  Listener& listener_;
+
+  State state_ = State::kDown;
+  bool was_ready_ = false;
+  int failures_ = 0;  // Attempts failed in a row.
+  absl::Status last_failure_;
+  redisContext* context_ = nullptr;
+  SSL* ssl_ = nullptr;  // Owned by context_ once TLS has begun.
+  Poll* poll_ = nullptr;
+  Resolving* resolving_ = nullptr;
+  int polled_events_ = 0;
+  bool write_blocked_ = false;
+  uv_timer_t deadline_timer_;          // Connecting, or the oldest call.
+  uv_timer_t reconnect_timer_;         // The next attempt, or the next ping.
+  std::vector<std::string> greeting_;  // The names of the greeting's commands, in order.
+  size_t greeted_ = 0;
+  std::string out_;
+  std::deque<InFlight> in_flight_;
+  std::deque<std::unique_ptr<Call>> waiting_;
+  absl::BitGen random_;
+};
+
+}  // namespace latchkey::redis
+
+#endif  // LATCHKEY_BACKENDS_REDIS_CONNECTION_H_

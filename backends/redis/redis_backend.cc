@@ -1,0 +1,1114 @@
+#include "latchkey/backends/redis/redis_backend.h"
+
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <signal.h>
+#include <uv.h>
+
+#include <algorithm>
+#include <atomic>
+#include <map>
+#include <optional>
+#include <random>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/random/random.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "latchkey/backends/redis/connection.h"
+#include "latchkey/backends/redis/redis_url.h"
+#include "latchkey/backends/redis/wire.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey {
+namespace redis {
+namespace {
+
+// Limits of what is remembered in the background.
+constexpr size_t kMaxReleases = 100'000;
+constexpr size_t kMaxSuspects = 100'000;
+constexpr size_t kMaxNameBytes = size_t{1} << 16;
+
+// A request whose outcome is unknown may reach the server even after its compensation, if it took
+// another connection. So the compensation is repeated.
+constexpr int kSuspectReleases = 3;
+
+std::string_view TextOf(const redisReply& reply) {
+  return reply.str == nullptr ? std::string_view() : std::string_view(reply.str, reply.len);
+}
+
+// What a script answered: an array that begins with a number, and reading it safely whatever it is.
+class Answer {
+ public:
+  explicit Answer(const redisReply& reply) : reply_(reply) {}
+
+  int64_t code() const { return reply_.type == REDIS_REPLY_INTEGER ? reply_.integer : Number(0); }
+  bool Has(size_t elements) const {
+    return reply_.type == REDIS_REPLY_ARRAY && reply_.elements >= elements;
+  }
+  int64_t Number(size_t i) const {
+    return Has(i + 1) && reply_.element[i]->type == REDIS_REPLY_INTEGER ? reply_.element[i]->integer
+                                                                        : -1;
+  }
+  std::string_view Text(size_t i) const {
+    return Has(i + 1) ? TextOf(*reply_.element[i]) : std::string_view();
+  }
+  absl::Duration Micros(size_t i) const {
+    return absl::Microseconds(std::max<int64_t>(Number(i), 0));
+  }
+  // -1 is "none".
+  absl::Duration MicrosOrInfinite(size_t i) const {
+    return Number(i) < 0 ? absl::InfiniteDuration() : Micros(i);
+  }
+
+ private:
+  const redisReply& reply_;
+};
+
+template <typename Reply>
+using Completion = absl::AnyInvocable<void(absl::StatusOr<Reply>)>;
+
+// One interest in events.
+struct WatchEntry {
+  // Constant.
+  AcquisitionId acquisition = {};
+  std::string resource = {};
+  WatchRole role = WatchRole::kWaiter;
+  std::string owner = {};
+  Priority priority = 0;
+  bool barging = false;
+  absl::Duration reservation = {};
+  size_t connection = 0;
+
+  std::atomic<bool> cancelled = false;
+
+  // Of the I/O thread.
+  WatchCallback on_event;
+  AcquisitionId takes_place_of = {};
+  bool waits = false;       // Registered as a waiter on the server, or about to be.
+  bool looking = false;     // A look is under way.
+  bool look_again = false;  // And another is wanted after it.
+  std::optional<std::multimap<uint64_t, std::shared_ptr<WatchEntry>>::iterator> timer = {};
+};
+
+// ---- The core ----------------------------------------------------------------------------------
+//
+// Everything but the interface. Owned by the backend, by its own thread, and by nobody else, so
+// that a backend may be destroyed by a callback on that very thread.
+class Core : public Connection::Listener {
+ public:
+  Core(RedisBackendOptions options, RedisAddress address, SSL_CTX* tls);
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
+  ~Core() override;
+
+  // Starts the thread, which keeps `self` alive until it ends.
+  static void Start(const std::shared_ptr<Core>& self);
+  // The first connections' outcome.
+  absl::Status AwaitConnection();
+  // Ends the thread, after giving releases that are under way their time. From the thread itself it
+  // does not wait.
+  void Stop();
+
+  void Submit(size_t connection, std::unique_ptr<Call> call) ABSL_LOCKS_EXCLUDED(mutex_);
+  void AddWatch(std::shared_ptr<WatchEntry> watch) ABSL_LOCKS_EXCLUDED(mutex_);
+  void CancelWatch(std::shared_ptr<WatchEntry> watch) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  size_t ConnectionOf(size_t hash) const { return hash % commands_.size(); }
+  ScriptCall MakeScript(Step step, std::string_view resource,
+                        std::initializer_list<std::string_view> arguments) const {
+    return ScriptCall(step, RecordKey(options_.key_prefix, resource),
+                      WaitingListKey(options_.key_prefix, resource), marker_key_, arguments);
+  }
+  const RedisBackendOptions& options() const { return options_; }
+  const std::string& channel_prefix() const { return channel_prefix_; }
+  const std::string& client() const { return client_; }
+  const std::string& shown_address() const { return shown_address_; }
+
+  // The rest is for calls, on the I/O thread.
+  void RememberSuspect(AcquisitionId acquisition, absl::Duration lease);
+  bool TakeSuspect(AcquisitionId acquisition);
+  // Repeats a release until `until`, or, having succeeded, `repeats` more times.
+  void RetryRelease(size_t connection, ScriptCall script, uint64_t until_ms, int repeats,
+                    bool failed);
+  void LookSettled(const std::shared_ptr<WatchEntry>& watch, const redisReply* reply);
+  uint64_t NowMs() const { return uv_now(&loop_); }
+
+ private:
+  struct Task {
+    size_t connection = 0;
+    std::unique_ptr<Call> call = nullptr;          // Send this,
+    std::shared_ptr<WatchEntry> add = nullptr;     // or begin this watch,
+    std::shared_ptr<WatchEntry> cancel = nullptr;  // or end it.
+  };
+  struct Retry {
+    size_t connection;
+    ScriptCall script;
+    uint64_t until_ms;
+    int repeats;
+  };
+
+  void Run();
+  void Post(Task task) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
+  void BeginStop();
+  void CloseAll();
+
+  void OnReady(Connection& connection) override;
+  void OnDown(Connection& connection, const absl::Status& why) override;
+  void OnMessage(std::string_view message) override;
+
+  void Deliver(const std::shared_ptr<WatchEntry>& watch, const WatchEvent& event);
+  void Look(const std::shared_ptr<WatchEntry>& watch);
+  void LookAfter(const std::shared_ptr<WatchEntry>& watch, absl::Duration delay);
+  void ForgetTimer(WatchEntry& watch);
+  void ArmWatchTimer();
+  void OnWatchTimer();
+  void ArmRetryTimer(uint64_t delay_ms);
+  void OnRetryTimer();
+  absl::Duration Jittered(absl::Duration most) { return most * absl::Uniform(random_, 0.5, 1.0); }
+
+  // Constant after construction.
+  const RedisBackendOptions options_;
+  const std::string shown_address_;
+  const std::string client_;
+  const std::string channel_prefix_;
+  const std::string marker_key_;
+  SSL_CTX* const tls_;
+
+  std::thread thread_;
+  uv_async_t wake_;
+
+  absl::Mutex mutex_;
+  std::vector<Task> tasks_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;  // The thread takes no more tasks.
+  int settled_ ABSL_GUARDED_BY(mutex_) = 0;     // Connections whose first attempt is over.
+  absl::Status first_failure_ ABSL_GUARDED_BY(mutex_);
+
+  // Of the I/O thread.
+  uv_loop_t loop_;
+  uv_prepare_t prepare_;
+  uv_timer_t watch_timer_;
+  uv_timer_t retry_timer_;
+  uv_timer_t stop_timer_;
+  bool stop_begun_ = false;
+  bool closed_ = false;
+  std::vector<std::unique_ptr<Connection>> commands_;  // Constant after construction.
+  std::unique_ptr<Connection> events_;
+  std::vector<bool> first_attempt_over_;  // commands_, then events_.
+  std::multimap<AcquisitionId, std::shared_ptr<WatchEntry>> watches_;
+  std::multimap<uint64_t, std::shared_ptr<WatchEntry>> look_at_;  // By the loop's milliseconds.
+  absl::flat_hash_map<AcquisitionId, uint64_t> suspects_;         // Until when.
+  std::vector<Retry> retries_;
+  absl::BitGen random_;
+};
+
+// ---- Calls -------------------------------------------------------------------------------------
+
+absl::Status ErrorFromServer(const Core& core, std::string_view text) {
+  // Each of these is said before the script has written anything.
+  struct Known {
+    std::string_view prefix;
+    std::string_view meaning;
+  };
+  constexpr Known kKnown[] = {
+      {"OOM", "the server is out of memory"},
+      {"READONLY", "the server is a read-only replica"},
+      {"WRONGTYPE", "a key of ours holds something else"},
+      {"NOAUTH", "the server asks for a password"},
+      {"NOPERM", "the user lacks a permission"},
+      {"LOADING", "the server is still loading its data"},
+      {"BUSY", "the server is busy with somebody's script"},
+      {"MASTERDOWN", "the server has lost its master"},
+      {"MISCONF", "the server cannot write its data to disk"},
+      {"NOREPLICAS", "the server lacks the replicas that it must have"},
+      {"MOVED", "the server is part of a Redis Cluster, which is not supported"},
+      {"CLUSTERDOWN", "the server is part of a Redis Cluster, which is not supported"},
+  };
+  for (const Known& known : kKnown) {
+    // Redis before 7 wraps an error that a script met.
+    if (absl::StartsWith(text, known.prefix) ||
+        absl::StrContains(text, absl::StrCat(": -", known.prefix, " "))) {
+      return BackendUnavailableError(
+          absl::StrCat(core.shown_address(), ": ", known.meaning, " (", text, ")"));
+    }
+  }
+  return BackendUnknownError(absl::StrCat(core.shown_address(), ": ", text));
+}
+
+absl::Status Unknown(const absl::Status& why) {
+  return BackendUnknownError(absl::StrCat(why.message(), "; a request was under way"));
+}
+
+absl::Status Garbled(const Core& core) {
+  return BackendUnknownError(
+      absl::StrCat(core.shown_address(), ": a script's answer is not understood"));
+}
+
+// A call of a script. Takes care of servers that do not know it yet.
+class ScriptedCall : public Call {
+ public:
+  ScriptedCall(Core& core, ScriptCall script) : core_(core), script_(std::move(script)) {}
+
+  void AppendTo(std::string& out) final { script_.AppendTo(out, with_text_); }
+
+  Next OnReply(const redisReply& reply) final {
+    if (reply.type == REDIS_REPLY_ERROR) {
+      const std::string_view text = TextOf(reply);
+      if (!with_text_ && absl::StartsWith(text, "NOSCRIPT")) {
+        with_text_ = true;
+        return Next::kSendAgain;
+      }
+      Settle(ErrorFromServer(core_, text));
+      return Next::kDone;
+    }
+    Settle(Answer(reply), reply);
+    return Next::kDone;
+  }
+
+  void OnFailure(bool sent, const absl::Status& why) final { Settle(sent ? Unknown(why) : why); }
+
+ protected:
+  virtual void Settle(const Answer& answer, const redisReply& reply) = 0;
+  virtual void Settle(const absl::Status& failure) = 0;
+
+  Core& core_;
+  ScriptCall script_;
+
+ private:
+  bool with_text_ = false;
+};
+
+class ObtainCall final : public ScriptedCall {
+ public:
+  ObtainCall(Core& core, ScriptCall script, AcquisitionId acquisition, absl::Duration lease,
+             ObtainCallback done)
+      : ScriptedCall(core, std::move(script)),
+        acquisition_(acquisition),
+        lease_(lease),
+        done_(std::move(done)) {}
+
+ private:
+  void Settle(const Answer& answer, const redisReply&) override {
+    ObtainReply reply;
+    switch (answer.code()) {
+      case 1:
+      case 2:
+        if (answer.Number(1) <= 0) break;
+        reply.outcome = answer.code() == 1 ? ObtainOutcome::kObtained : ObtainOutcome::kReentered;
+        reply.token = static_cast<FencingToken>(answer.Number(1));
+        reply.remaining = answer.Micros(2);
+        reply.hint = reply.token;
+        return done_(std::move(reply));
+      case 3:
+        if (!answer.Has(5)) break;
+        reply.outcome = ObtainOutcome::kReserved;
+        reply.remaining = answer.Micros(1);
+        reply.grace_remaining = answer.MicrosOrInfinite(2);
+        reply.other_owner = std::string(answer.Text(3));
+        reply.other_priority = PriorityFromWire(answer.Text(4));
+        return done_(std::move(reply));
+      case 4:
+        if (!answer.Has(4)) break;
+        reply.outcome = ObtainOutcome::kDenied;
+        reply.remaining = answer.Micros(1);
+        reply.other_owner = std::string(answer.Text(2));
+        reply.other_priority = PriorityFromWire(answer.Text(3));
+        return done_(std::move(reply));
+      case 5:
+        return done_(BackendUnavailableError(absl::StrCat(
+            core_.shown_address(),
+            ": recovering: the server has no marker key, so it is new or has lost its data, and "
+            "leases may be out that it does not know. It grants again in ",
+            absl::FormatDuration(absl::Ceil(answer.Micros(1), absl::Milliseconds(1))),
+            ". For a server that is known to be new, set RedisBackendOptions::new_server")));
+      default:
+        break;
+    }
+    core_.RememberSuspect(acquisition_, lease_);
+    done_(Garbled(core_));
+  }
+
+  void Settle(const absl::Status& failure) override {
+    if (ReasonOf(failure) == Reason::kBackendUnknown) core_.RememberSuspect(acquisition_, lease_);
+    done_(failure);
+  }
+
+  const AcquisitionId acquisition_;
+  const absl::Duration lease_;
+  ObtainCallback done_;
+};
+
+class ReleaseCall final : public ScriptedCall {
+ public:
+  // `done` may be null, for repetitions.
+  ReleaseCall(Core& core, ScriptCall script, AcquisitionId acquisition, size_t connection,
+              uint64_t until_ms, int repeats, ReleaseCallback done)
+      : ScriptedCall(core, std::move(script)),
+        acquisition_(acquisition),
+        connection_(connection),
+        until_ms_(until_ms),
+        repeats_(repeats),
+        done_(std::move(done)) {}
+
+ private:
+  void Settle(const Answer& answer, const redisReply&) override {
+    const int64_t code = answer.code();
+    if (code < 1 || code > 3) return Settle(Garbled(core_));
+    int repeats = repeats_;
+    if (done_ != nullptr && core_.TakeSuspect(acquisition_)) repeats = kSuspectReleases;
+    if (repeats > 0) core_.RetryRelease(connection_, script_, Until(), repeats - 1, false);
+    if (done_ != nullptr) done_(static_cast<ReleaseOutcome>(code - 1));
+  }
+
+  void Settle(const absl::Status& failure) override {
+    const bool suspect = done_ != nullptr && core_.TakeSuspect(acquisition_);
+    core_.RetryRelease(connection_, script_, Until(), suspect ? kSuspectReleases : repeats_, true);
+    if (done_ != nullptr) done_(failure);
+  }
+
+  uint64_t Until() const {
+    if (until_ms_ != 0) return until_ms_;
+    return core_.NowMs() +
+           static_cast<uint64_t>(absl::ToInt64Milliseconds(core_.options().max_lease));
+  }
+
+  const AcquisitionId acquisition_;
+  const size_t connection_;
+  const uint64_t until_ms_;  // 0: not yet decided.
+  const int repeats_;
+  ReleaseCallback done_;
+};
+
+class ExtendCall final : public ScriptedCall {
+ public:
+  ExtendCall(Core& core, ScriptCall script, ExtendCallback done)
+      : ScriptedCall(core, std::move(script)), done_(std::move(done)) {}
+
+ private:
+  void Settle(const Answer& answer, const redisReply&) override {
+    const int64_t code = answer.code();
+    if (code == 3) return done_(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
+    if ((code != 1 && code != 2) || !answer.Has(2)) return done_(Garbled(core_));
+    done_(ExtendReply{.outcome = code == 1 ? ExtendOutcome::kExtended : ExtendOutcome::kReserved,
+                      .remaining = answer.Micros(1)});
+  }
+  void Settle(const absl::Status& failure) override { done_(failure); }
+
+  ExtendCallback done_;
+};
+
+class ConfirmCall final : public ScriptedCall {
+ public:
+  ConfirmCall(Core& core, ScriptCall script, ConfirmCallback done)
+      : ScriptedCall(core, std::move(script)), done_(std::move(done)) {}
+
+ private:
+  void Settle(const Answer& answer, const redisReply&) override {
+    const int64_t code = answer.code();
+    if (code == 3) return done_(ConfirmReply{.outcome = ConfirmOutcome::kNotHeld});
+    if ((code != 1 && code != 2) || answer.Number(1) <= 0) return done_(Garbled(core_));
+    done_(ConfirmReply{.outcome = code == 1 ? ConfirmOutcome::kConfirmed : ConfirmOutcome::kRaise,
+                       .token = static_cast<FencingToken>(answer.Number(1))});
+  }
+  void Settle(const absl::Status& failure) override { done_(failure); }
+
+  ConfirmCallback done_;
+};
+
+class LookCall final : public ScriptedCall {
+ public:
+  LookCall(Core& core, ScriptCall script, std::shared_ptr<WatchEntry> watch)
+      : ScriptedCall(core, std::move(script)), watch_(std::move(watch)) {}
+
+ private:
+  void Settle(const Answer&, const redisReply& reply) override {
+    core_.LookSettled(watch_, &reply);
+  }
+  void Settle(const absl::Status&) override { core_.LookSettled(watch_, nullptr); }
+
+  const std::shared_ptr<WatchEntry> watch_;
+};
+
+// Its failure harms nobody: the registration runs out.
+class UnwatchCall final : public ScriptedCall {
+ public:
+  using ScriptedCall::ScriptedCall;
+
+ private:
+  void Settle(const Answer&, const redisReply&) override {}
+  void Settle(const absl::Status&) override {}
+};
+
+// ---- The core: life ----------------------------------------------------------------------------
+
+std::string NewClientId() {
+  std::random_device random;
+  return absl::StrFormat("%08x%08x", random(), random());
+}
+
+Core::Core(RedisBackendOptions options, RedisAddress address, SSL_CTX* tls)
+    : options_(std::move(options)),
+      shown_address_(address.ToString()),
+      client_(NewClientId()),
+      channel_prefix_(ChannelPrefix(options_.key_prefix)),
+      marker_key_(MarkerKey(options_.key_prefix)),
+      tls_(tls) {
+  uv_loop_init(&loop_);
+  uv_async_init(&loop_, &wake_, [](uv_async_t*) {});
+  uv_prepare_init(&loop_, &prepare_);
+  uv_timer_init(&loop_, &watch_timer_);
+  uv_timer_init(&loop_, &retry_timer_);
+  uv_timer_init(&loop_, &stop_timer_);
+  prepare_.data = watch_timer_.data = retry_timer_.data = stop_timer_.data = this;
+  Connection::Settings settings{
+      .address = address,
+      .tls = tls_,
+      .server_name = options_.tls.server_name.empty() ? address.host : options_.tls.server_name,
+      .connect_timeout = options_.connect_timeout,
+      .command_timeout = options_.command_timeout,
+      .reconnect_delay = options_.reconnect_delay,
+      .max_reconnect_delay = options_.max_reconnect_delay,
+  };
+  for (int i = 0; i < options_.command_connections; ++i) {
+    // Once only: a marker that is missing later means lost data.
+    settings.marker = options_.new_server && i == 0 ? marker_key_ : "";
+    commands_.push_back(std::make_unique<Connection>(&loop_, settings, *this));
+  }
+  settings.marker = "";
+  settings.channel = absl::StrCat(channel_prefix_, client_);
+  events_ = std::make_unique<Connection>(&loop_, settings, *this);
+  first_attempt_over_.resize(commands_.size() + 1);
+}
+
+Core::~Core() {
+  uv_loop_close(&loop_);
+  if (tls_ != nullptr) SSL_CTX_free(tls_);
+}
+
+void Core::Start(const std::shared_ptr<Core>& self) {
+  // Signals are the program's business, and writing to a closed socket must not end it: hiredis
+  // does not ask for MSG_NOSIGNAL.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &before);
+  self->thread_ = std::thread([keep = self]() mutable {
+    const std::shared_ptr<Core> core = std::move(keep);
+    core->Run();
+  });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// Which core's thread this is.
+thread_local const Core* current_core = nullptr;
+
+void Core::Run() {
+  current_core = this;
+  uv_prepare_start(&prepare_,
+                   [](uv_prepare_t* prepare) { static_cast<Core*>(prepare->data)->Drain(); });
+  for (auto& connection : commands_) connection->Start();
+  events_->Start();
+  uv_run(&loop_, UV_RUN_DEFAULT);
+  std::vector<Task> late;
+  {
+    absl::MutexLock lock(&mutex_);
+    ended_ = true;
+    late.swap(tasks_);
+  }
+  const absl::Status down =
+      BackendUnavailableError(absl::StrCat(shown_address_, ": the backend is shut down"));
+  for (Task& task : late) {
+    if (task.call != nullptr) task.call->OnFailure(false, down);
+  }
+}
+
+absl::Status Core::AwaitConnection() {
+  absl::MutexLock lock(&mutex_);
+  auto settled = [this] {
+    mutex_.AssertReaderHeld();
+    return !first_failure_.ok() || settled_ == static_cast<int>(commands_.size()) + 1;
+  };
+  mutex_.Await(absl::Condition(&settled));
+  return first_failure_;
+}
+
+void Core::Stop() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  uv_async_send(&wake_);
+  bool ended = false;
+  if (current_core != this) {
+    // A look-up of a host's name cannot always be interrupted; then the thread ends on its own.
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(&ended_), options_.shutdown_timeout + absl::Seconds(1));
+    ended = ended_;
+  }
+  if (ended) {
+    thread_.join();
+  } else {
+    thread_.detach();
+  }
+}
+
+void Core::BeginStop() {
+  stop_begun_ = true;
+  // Releases that were handed to us by destructors a moment ago still get their time.
+  uv_timer_start(
+      &stop_timer_, [](uv_timer_t* timer) { static_cast<Core*>(timer->data)->CloseAll(); },
+      static_cast<uint64_t>(
+          std::max<int64_t>(0, absl::ToInt64Milliseconds(options_.shutdown_timeout))),
+      0);
+}
+
+void Core::CloseAll() {
+  if (std::exchange(closed_, true)) return;
+  retries_.clear();
+  look_at_.clear();
+  for (auto& connection : commands_) connection->Stop();
+  events_->Stop();
+  watches_.clear();
+  look_at_.clear();
+  uv_close(reinterpret_cast<uv_handle_t*>(&watch_timer_), nullptr);
+  uv_close(reinterpret_cast<uv_handle_t*>(&retry_timer_), nullptr);
+  uv_close(reinterpret_cast<uv_handle_t*>(&stop_timer_), nullptr);
+  uv_close(reinterpret_cast<uv_handle_t*>(&prepare_), nullptr);
+  uv_close(reinterpret_cast<uv_handle_t*>(&wake_), nullptr);
+}
+
+// ---- The core: tasks ---------------------------------------------------------------------------
+
+void Core::Post(Task task) {
+  bool wake = false;
+  bool ended = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    ended = ended_;
+    if (!ended) {
+      // The thread itself looks here before it sleeps.
+      wake = tasks_.empty() && current_core != this && !stopping_;
+      tasks_.push_back(std::move(task));
+    }
+  }
+  if (wake) uv_async_send(&wake_);
+  if (ended && task.call != nullptr) {
+    task.call->OnFailure(
+        false, BackendUnavailableError(absl::StrCat(shown_address_, ": the backend is shut down")));
+  }
+}
+
+void Core::Submit(size_t connection, std::unique_ptr<Call> call) {
+  Post({.connection = connection, .call = std::move(call)});
+}
+
+void Core::AddWatch(std::shared_ptr<WatchEntry> watch) { Post({.add = std::move(watch)}); }
+
+void Core::CancelWatch(std::shared_ptr<WatchEntry> watch) {
+  watch->cancelled.store(true, std::memory_order_relaxed);
+  Post({.cancel = std::move(watch)});
+}
+
+void Core::Drain() {
+  if (closed_) return;
+  std::vector<Task> tasks;
+  bool stopping = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    tasks.swap(tasks_);
+    stopping = stopping_;
+  }
+  for (Task& task : tasks) {
+    if (task.call != nullptr) {
+      commands_[task.connection]->Send(std::move(task.call));
+    } else if (task.add != nullptr) {
+      watches_.emplace(task.add->acquisition, task.add);
+      Look(task.add);
+    } else if (task.cancel != nullptr) {
+      WatchEntry& watch = *task.cancel;
+      ForgetTimer(watch);
+      bool others = false;
+      auto [begin, end] = watches_.equal_range(watch.acquisition);
+      for (auto it = begin; it != end;) {
+        if (it->second == task.cancel) {
+          it = watches_.erase(it);
+        } else {
+          others = true;
+          ++it;
+        }
+      }
+      if (watch.waits && !others) {
+        commands_[watch.connection]->Send(std::make_unique<UnwatchCall>(
+            *this, MakeScript(Step::kUnwatch, watch.resource,
+                              {channel_prefix_, watch.acquisition.ToString()})));
+      }
+    }
+  }
+  for (auto& connection : commands_) connection->Flush();
+  if (stopping) {
+    if (!stop_begun_) BeginStop();
+    size_t under_way = 0;
+    for (auto& connection : commands_) under_way += connection->calls_in_flight();
+    if (under_way == 0) CloseAll();
+  }
+  if (closed_) return;
+  absl::MutexLock lock(&mutex_);
+  if (!tasks_.empty()) uv_async_send(&wake_);
+}
+
+void Core::OnReady(Connection& connection) {
+  for (size_t i = 0; i <= commands_.size(); ++i) {
+    if ((i < commands_.size() ? commands_[i].get() : events_.get()) != &connection) continue;
+    if (!first_attempt_over_[i]) {
+      first_attempt_over_[i] = true;
+      absl::MutexLock lock(&mutex_);
+      ++settled_;
+    }
+  }
+  if (&connection == events_.get()) {
+    // What was told while nobody listened is lost: look again.
+    for (auto& [acquisition, watch] : watches_) Look(watch);
+    for (auto& command : commands_) command->Flush();
+  } else if (!retries_.empty()) {
+    ArmRetryTimer(0);
+  }
+}
+
+void Core::OnDown(Connection&, const absl::Status& why) {
+  absl::MutexLock lock(&mutex_);
+  if (first_failure_.ok()) first_failure_ = why;
+}
+
+// ---- The core: releases ------------------------------------------------------------------------
+
+void Core::RememberSuspect(AcquisitionId acquisition, absl::Duration lease) {
+  const uint64_t now = NowMs();
+  if (suspects_.size() >= kMaxSuspects) {
+    absl::erase_if(suspects_, [now](const auto& suspect) { return suspect.second <= now; });
+    if (suspects_.size() >= kMaxSuspects) return;
+  }
+  suspects_[acquisition] = now + static_cast<uint64_t>(absl::ToInt64Milliseconds(lease));
+}
+
+bool Core::TakeSuspect(AcquisitionId acquisition) {
+  if (suspects_.empty()) return false;
+  const auto found = suspects_.find(acquisition);
+  if (found == suspects_.end()) return false;
+  const bool live = found->second > NowMs();
+  suspects_.erase(found);
+  return live;
+}
+
+void Core::RetryRelease(size_t connection, ScriptCall script, uint64_t until_ms, int repeats,
+                        bool failed) {
+  if (closed_ || stop_begun_ || until_ms <= NowMs() || retries_.size() >= kMaxReleases) return;
+  retries_.push_back({.connection = connection,
+                      .script = std::move(script),
+                      .until_ms = until_ms,
+                      .repeats = repeats});
+  const absl::Duration pause = failed ? options_.max_reconnect_delay : options_.command_timeout;
+  ArmRetryTimer(static_cast<uint64_t>(absl::ToInt64Milliseconds(Jittered(pause))));
+}
+
+void Core::ArmRetryTimer(uint64_t delay_ms) {
+  if (closed_) return;
+  if (uv_is_active(reinterpret_cast<uv_handle_t*>(&retry_timer_)) != 0 &&
+      uv_timer_get_due_in(&retry_timer_) <= delay_ms) {
+    return;
+  }
+  uv_timer_start(
+      &retry_timer_, [](uv_timer_t* timer) { static_cast<Core*>(timer->data)->OnRetryTimer(); },
+      delay_ms, 0);
+}
+
+void Core::OnRetryTimer() {
+  std::vector<Retry> retries = std::move(retries_);
+  retries_.clear();
+  for (Retry& retry : retries) {
+    if (retry.until_ms <= NowMs()) continue;
+    Connection& connection = *commands_[retry.connection];
+    if (!connection.ready()) {
+      // Its OnReady comes back to this.
+      retries_.push_back(std::move(retry));
+      continue;
+    }
+    connection.Send(std::make_unique<ReleaseCall>(*this, std::move(retry.script), AcquisitionId{},
+                                                  retry.connection, retry.until_ms, retry.repeats,
+                                                  nullptr));
+  }
+}
+
+// ---- The core: watches -------------------------------------------------------------------------
+
+void Core::Deliver(const std::shared_ptr<WatchEntry>& watch, const WatchEvent& event) {
+  if (watch->cancelled.load(std::memory_order_relaxed)) return;
+  watch->on_event(event);
+}
+
+void Core::OnMessage(std::string_view text) {
+  const std::optional<Message> message = ParseMessage(text);
+  if (!message) return;
+  auto [begin, end] = watches_.equal_range(message->acquisition);
+  for (auto it = begin; it != end; ++it) {
+    if (message->event) {
+      Deliver(it->second, *message->event);
+    } else {
+      LookAfter(it->second, message->look_after + Jittered(absl::Milliseconds(4)));
+    }
+  }
+}
+
+void Core::Look(const std::shared_ptr<WatchEntry>& watch) {
+  if (watch->looking) {
+    watch->look_again = true;
+    return;
+  }
+  ForgetTimer(*watch);
+  watch->looking = true;
+  if (watch->role == WatchRole::kWaiter) watch->waits = true;
+  const AcquisitionId place = watch->takes_place_of;
+  commands_[watch->connection]->Send(std::make_unique<LookCall>(
+      *this,
+      MakeScript(Step::kWatch, watch->resource,
+                 {channel_prefix_, watch->acquisition.ToString(), client_,
+                  watch->role == WatchRole::kHolder ? "h" : "w", watch->owner,
+                  EncodePriority(watch->priority), EncodePriorityDescending(watch->priority),
+                  watch->barging ? "1" : "0", absl::StrCat(ToMicrosUp(watch->reservation)),
+                  absl::StrCat(ToMicrosUp(options_.waiter_lease)),
+                  place.IsNone() ? "" : place.ToString()}),
+      watch));
+}
+
+void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch, const redisReply* reply) {
+  watch->looking = false;
+  if (watch->cancelled.load(std::memory_order_relaxed) || closed_) return;
+  if (std::exchange(watch->look_again, false)) {
+    Look(watch);
+    commands_[watch->connection]->Flush();
+    return;
+  }
+  const absl::Duration refresh = Jittered(options_.waiter_lease / 3);
+  if (reply == nullptr) {
+    // Not reached; the connection tries again by itself, and so do we.
+    LookAfter(watch, std::min(refresh, Jittered(absl::Seconds(1))));
+    return;
+  }
+  watch->takes_place_of = {};
+  const Answer answer(*reply);
+  switch (answer.code()) {
+    case 1:
+      watch->waits = false;
+      return;
+    case 2:
+      watch->waits = false;
+      Deliver(watch, {.kind = WatchEventKind::kYieldRequested,
+                      .grace_remaining = answer.MicrosOrInfinite(1),
+                      .thief_priority = PriorityFromWire(answer.Text(2))});
+      return;
+    case 3:
+      Deliver(watch, {.kind = WatchEventKind::kHoldEnded, .why = HoldEnd::kExpired});
+      return;
+    case 4: {
+      const std::string_view why = answer.Text(1);
+      LookAfter(watch, refresh);
+      Deliver(watch, {.kind = WatchEventKind::kHoldEnded,
+                      .why = HoldEndFromWire(why.empty() ? 'r' : why[0])});
+      return;
+    }
+    case 5: {
+      // When a lease runs out no script runs: who comes next looks then, the others a little later.
+      absl::Duration look = answer.Micros(1) + absl::Milliseconds(1);
+      if (answer.Text(2) != "1") look += Jittered(options_.waiter_lease / 3);
+      LookAfter(watch, std::min(look, refresh));
+      return;
+    }
+    default:
+      LookAfter(watch, refresh);
+  }
+}
+
+void Core::ForgetTimer(WatchEntry& watch) {
+  if (watch.timer) look_at_.erase(*watch.timer);
+  watch.timer.reset();
+}
+
+void Core::LookAfter(const std::shared_ptr<WatchEntry>& watch, absl::Duration delay) {
+  if (closed_) return;
+  ForgetTimer(*watch);
+  const auto ms =
+      static_cast<uint64_t>(absl::ToInt64Milliseconds(absl::Ceil(delay, absl::Milliseconds(1))));
+  watch->timer = look_at_.emplace(NowMs() + ms, watch);
+  if (*watch->timer == look_at_.begin()) ArmWatchTimer();
+}
+
+void Core::ArmWatchTimer() {
+  if (look_at_.empty()) return;
+  const uint64_t first = look_at_.begin()->first;
+  const uint64_t now = NowMs();
+  uv_timer_start(
+      &watch_timer_, [](uv_timer_t* timer) { static_cast<Core*>(timer->data)->OnWatchTimer(); },
+      first > now ? first - now : 0, 0);
+}
+
+void Core::OnWatchTimer() {
+  while (!look_at_.empty() && look_at_.begin()->first <= NowMs()) {
+    const std::shared_ptr<WatchEntry> watch = look_at_.begin()->second;
+    ForgetTimer(*watch);
+    Look(watch);
+  }
+  ArmWatchTimer();
+}
+
+// ---- The interface -----------------------------------------------------------------------------
+
+absl::Status BadOption(std::string_view name, std::string_view value, std::string_view rule) {
+  return MakeError(Reason::kInvalidArgument, absl::StrCat("RedisBackendOptions::", name, " is ",
+                                                          value, "; it must be ", rule));
+}
+
+absl::Status CheckDuration(std::string_view name, absl::Duration value, absl::Duration least,
+                           absl::Duration most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return BadOption(
+      name, absl::FormatDuration(value),
+      absl::StrCat("from ", absl::FormatDuration(least), " to ", absl::FormatDuration(most)));
+}
+
+absl::Status CheckOptions(const RedisBackendOptions& options) {
+  const absl::Duration ms = absl::Milliseconds(1);
+  const absl::Duration hour = absl::Hours(1);
+  for (const absl::Status& status : {
+           CheckDuration("connect_timeout", options.connect_timeout, ms, hour),
+           CheckDuration("command_timeout", options.command_timeout, ms, hour),
+           CheckDuration("reconnect_delay", options.reconnect_delay, ms, hour),
+           CheckDuration("max_reconnect_delay", options.max_reconnect_delay,
+                         options.reconnect_delay, hour),
+           CheckDuration("max_lease", options.max_lease, ms, absl::Hours(24)),
+           CheckDuration("default_lease", options.default_lease, ms, options.max_lease),
+           CheckDuration("lease_margin", options.lease_margin, absl::ZeroDuration(),
+                         options.max_lease),
+           CheckDuration("waiter_lease", options.waiter_lease, absl::Milliseconds(30), hour),
+           CheckDuration("shutdown_timeout", options.shutdown_timeout, absl::ZeroDuration(), hour),
+       }) {
+    if (!status.ok()) return status;
+  }
+  if (!(options.clock_drift >= 0 && options.clock_drift <= 0.5)) {
+    return BadOption("clock_drift", absl::StrCat(options.clock_drift), "from 0 to 0.5");
+  }
+  if (options.command_connections < 1 || options.command_connections > 16) {
+    return BadOption("command_connections", absl::StrCat(options.command_connections),
+                     "from 1 to 16");
+  }
+  if (options.key_prefix.size() > 256 ||
+      options.key_prefix.find_first_of("{}") != std::string::npos) {
+    return BadOption("key_prefix", absl::StrCat("'", absl::CHexEscape(options.key_prefix), "'"),
+                     "at most 256 bytes and without braces");
+  }
+  if (options.tls.certificate_file.empty() != options.tls.key_file.empty()) {
+    return BadOption("tls", "a certificate_file without a key_file, or the reverse",
+                     "both or neither");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckName(std::string_view field, std::string_view value) {
+  if (value.size() <= kMaxNameBytes) return absl::OkStatus();
+  return MakeError(Reason::kInvalidArgument,
+                   absl::StrCat(field, " ", ResourceForMessage(value), " is longer than ",
+                                kMaxNameBytes, " bytes"));
+}
+
+class RedisBackend final : public LockingProtocol {
+ public:
+  explicit RedisBackend(std::shared_ptr<Core> core) : core_(std::move(core)) {
+    const RedisBackendOptions& options = core_->options();
+    capabilities_.name = "redis";
+    capabilities_.infinite_lease = false;
+    capabilities_.max_lease = options.max_lease;
+    capabilities_.default_lease = options.default_lease;
+    capabilities_.clock_drift = options.clock_drift;
+    capabilities_.lease_margin = options.lease_margin;
+    capabilities_.keeps_order = true;
+    capabilities_.confirm = true;
+  }
+
+  ~RedisBackend() override { core_->Stop(); }
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    absl::Status status = CheckRequest(request, capabilities_);
+    if (status.ok()) status = CheckName("resource", request.resource);
+    if (status.ok()) status = CheckName("owner", request.owner);
+    if (!status.ok()) return done(std::move(status));
+    // Of no account unless it may reserve.
+    const absl::Duration reservation =
+        request.reserve_below ? request.reservation_lease : absl::ZeroDuration();
+    const bool forced = request.grace && *request.grace != absl::InfiniteDuration();
+    const AcquisitionId acquisition = request.acquisition;
+    const size_t connection = core_->ConnectionOf(request.resource.hash());
+    // In whole milliseconds, so that the servers of a quorum nearly always hear the same.
+    const int64_t proposal = absl::ToUnixMillis(absl::Now()) * 1000;
+    const RedisBackendOptions& options = core_->options();
+    ScriptCall script = core_->MakeScript(
+        Step::kObtain, request.resource,
+        {core_->channel_prefix(), acquisition.ToString(), core_->client(), request.owner,
+         EncodePriority(request.priority), request.preemptible ? "1" : "0",
+         absl::StrCat(ToMicrosUp(request.lease)),
+         request.reserve_below ? EncodePriority(*request.reserve_below) : std::string(),
+         absl::StrCat(ToMicrosUp(reservation)),
+         forced ? absl::StrCat(ToMicrosUp(*request.grace)) : std::string(), absl::StrCat(proposal),
+         absl::StrCat(ToMicrosUp(options.max_lease + 2 * kTokenSlack))});
+    core_->Submit(connection, std::make_unique<ObtainCall>(*core_, std::move(script), acquisition,
+                                                           request.lease, std::move(done)));
+  }
+
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    if (absl::Status status = Check(hold); !status.ok()) return done(std::move(status));
+    const size_t connection = core_->ConnectionOf(hold.resource.hash());
+    core_->Submit(connection,
+                  std::make_unique<ReleaseCall>(
+                      *core_,
+                      core_->MakeScript(Step::kRelease, hold.resource,
+                                        {core_->channel_prefix(), hold.acquisition.ToString()}),
+                      hold.acquisition, connection, 0, 0, std::move(done)));
+  }
+
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    absl::Status status = Check(hold);
+    if (status.ok()) status = CheckLease("lease", lease, capabilities_);
+    if (!status.ok()) return done(std::move(status));
+    core_->Submit(core_->ConnectionOf(hold.resource.hash()),
+                  std::make_unique<ExtendCall>(
+                      *core_,
+                      core_->MakeScript(Step::kExtend, hold.resource,
+                                        {core_->channel_prefix(), hold.acquisition.ToString(),
+                                         absl::StrCat(ToMicrosUp(lease))}),
+                      std::move(done)));
+  }
+
+  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
+    if (absl::Status status = Check(hold); !status.ok()) return done(std::move(status));
+    if (token == 0 || token > kMaxNumber) {
+      return done(MakeError(Reason::kInvalidArgument,
+                            absl::StrCat("token ", token, " is not from 1 to ", kMaxNumber)));
+    }
+    core_->Submit(core_->ConnectionOf(hold.resource.hash()),
+                  std::make_unique<ConfirmCall>(
+                      *core_,
+                      core_->MakeScript(Step::kConfirm, hold.resource,
+                                        {core_->channel_prefix(), hold.acquisition.ToString(),
+                                         absl::StrCat(token)}),
+                      std::move(done)));
+  }
+
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    if (!CheckRequest(request, capabilities_).ok() ||
+        !CheckName("resource", request.resource).ok() || !CheckName("owner", request.owner).ok()) {
+      return Subscription();
+    }
+    auto watch = std::make_shared<WatchEntry>();
+    watch->acquisition = request.acquisition;
+    watch->resource = std::string(request.resource.bytes());
+    watch->role = request.role;
+    watch->owner = std::string(request.owner);
+    watch->priority = request.priority;
+    watch->barging = request.barging;
+    const RedisBackendOptions& options = core_->options();
+    // Short, whatever the caller would allow: a dead waiter costs one such reservation.
+    watch->reservation =
+        std::clamp(request.reservation_lease, absl::Microseconds(1), options.waiter_lease / 3);
+    watch->connection = core_->ConnectionOf(request.resource.hash());
+    watch->on_event = std::move(on_event);
+    watch->takes_place_of = request.takes_place_of;
+    core_->AddWatch(watch);
+    return Subscription([core = std::weak_ptr<Core>(core_), watch]() mutable {
+      watch->cancelled.store(true, std::memory_order_relaxed);
+      if (auto alive = core.lock()) alive->CancelWatch(std::move(watch));
+    });
+  }
+
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+
+ private:
+  absl::Status Check(const HoldRef& hold) const {
+    absl::Status status = CheckRequest(hold, capabilities_);
+    if (status.ok()) status = CheckName("resource", hold.resource);
+    return status;
+  }
+
+  const std::shared_ptr<Core> core_;
+  BackendCapabilities capabilities_;
+};
+
+absl::Status TlsOptionError(std::string_view field, std::string_view value) {
+  const char* reason = ERR_reason_error_string(ERR_peek_last_error());
+  return MakeError(Reason::kInvalidArgument,
+                   absl::StrCat("RedisBackendOptions::tls.", field, " '", value,
+                                "' cannot be used: ", reason == nullptr ? "unknown" : reason));
+}
+
+absl::StatusOr<SSL_CTX*> MakeTlsContext(const RedisTlsOptions& options) {
+  ERR_clear_error();
+  std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()),
+                                                            &SSL_CTX_free);
+  if (context == nullptr) return TlsOptionError("", "");
+  SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
+  SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
+  SSL_CTX_set_mode(context.get(), SSL_MODE_ENABLE_PARTIAL_WRITE);
+  if (options.ca_file.empty() && options.ca_folder.empty()) {
+    SSL_CTX_set_default_verify_paths(context.get());
+  }
+  if (!options.ca_file.empty() &&
+      SSL_CTX_load_verify_locations(context.get(), options.ca_file.c_str(), nullptr) != 1) {
+    return TlsOptionError("ca_file", options.ca_file);
+  }
+  if (!options.ca_folder.empty() &&
+      SSL_CTX_load_verify_locations(context.get(), nullptr, options.ca_folder.c_str()) != 1) {
+    return TlsOptionError("ca_folder", options.ca_folder);
+  }
+  if (!options.certificate_file.empty()) {
+    if (SSL_CTX_use_certificate_chain_file(context.get(), options.certificate_file.c_str()) != 1) {
+      return TlsOptionError("certificate_file", options.certificate_file);
+    }
+    if (SSL_CTX_use_PrivateKey_file(context.get(), options.key_file.c_str(), SSL_FILETYPE_PEM) !=
+        1) {
+      return TlsOptionError("key_file", options.key_file);
+    }
+  }
+  return context.release();
+}
+
+}  // namespace
+}  // namespace redis
+
+absl::StatusOr<std::shared_ptr<LockingProtocol>> ConnectRedisBackend(RedisBackendOptions options) {
+  if (absl::Status status = redis::CheckOptions(options); !status.ok()) return status;
+  absl::StatusOr<redis::RedisAddress> address = redis::ParseRedisUrl(options.url);
+  if (!address.ok()) return address.status();
+  SSL_CTX* tls = nullptr;
+  if (address->transport == redis::Transport::kTls) {
+    absl::StatusOr<SSL_CTX*> made = redis::MakeTlsContext(options.tls);
+    if (!made.ok()) return made.status();
+    tls = *made;
+  }
+  const bool wait = options.wait_for_connection;
+  auto core = std::make_shared<redis::Core>(std::move(options), *std::move(address), tls);
+  redis::Core::Start(core);
+  auto backend = std::make_shared<redis::RedisBackend>(core);
+  if (wait) {
+    if (absl::Status status = core->AwaitConnection(); !status.ok()) return status;
+  }
+  return backend;
+}
+
+}  // namespace latchkey
