@@ -104,7 +104,7 @@ void ManagerCore::Shutdown() {
         const std::vector<Waiter*> waiters(queue->order.begin(), queue->order.end());
         for (Waiter* const waiter : waiters) {
           waiter->shard->mu.AssertHeld();
-          Finish(*waiter, GiveUpError(*waiter, Reason::kShutdown), waiter->reserved);
+          Finish(*waiter, GiveUpError(*waiter, Reason::kShutdown), MayHaveLeftSomething(*waiter));
         }
       }
     }
@@ -222,6 +222,17 @@ bool ManagerCore::GoesDirectly(const Plan& plan, const AcquireOptions& options) 
          options.acquire_timeout == absl::ZeroDuration();
 }
 
+void ManagerCore::YieldToQueue(CoreShard& shard, const ResourceName& resource,
+                               ObtainRequest& request) {
+  if (barging_ || shard.waiting.load(std::memory_order_relaxed) == 0) return;
+  absl::MutexLock lock(&shard.mu);
+  const auto queue = shard.queues.find(resource.bytes());
+  if (queue == shard.queues.end() || queue->second->by_priority.empty()) return;
+  if ((*queue->second->by_priority.begin())->plan.priority >= request.priority) {
+    request.reserve_below.reset();
+  }
+}
+
 bool ManagerCore::NeedsHold(const Plan& plan) const {
   return plan.lease != absl::InfiniteDuration() || options_.observer != nullptr ||
          !capabilities_.hint_identifies_hold || !capabilities_.answers_at_once ||
@@ -293,7 +304,9 @@ absl::StatusOr<Lock> ManagerCore::Acquire(ResourceName resource, const AcquireOp
       (shard.waiting.load(std::memory_order_relaxed) == 0 || GoesDirectly(plan, options)) &&
       !options.cancel.stop_requested()) {
     if (plan.lease != absl::InfiniteDuration()) asked_at = clock_.Now();
-    absl::StatusOr<ObtainReply> answer = AskNow(RequestOf(resource, id, plan));
+    ObtainRequest request = RequestOf(resource, id, plan);
+    YieldToQueue(shard, resource, request);
+    absl::StatusOr<ObtainReply> answer = AskNow(request);
     if (ABSL_PREDICT_FALSE(!answer.ok())) {
       shard.Unref();
       return answer.status();
@@ -348,7 +361,9 @@ void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& opti
       (shard.waiting.load(std::memory_order_relaxed) == 0 || GoesDirectly(plan, options)) &&
       !options.cancel.stop_requested()) {
     if (plan.lease != absl::InfiniteDuration()) asked_at = clock_.Now();
-    absl::StatusOr<ObtainReply> answer = AskNow(RequestOf(resource, id, plan));
+    ObtainRequest request = RequestOf(resource, id, plan);
+    YieldToQueue(shard, resource, request);
+    absl::StatusOr<ObtainReply> answer = AskNow(request);
     if (!answer.ok() || answer->token != 0) {
       if (answer.ok()) {
         if (Observer* const seen = observer()) {
@@ -487,7 +502,8 @@ void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
     } else {
       if (admitted == Admission::kShedLowest && lowest != nullptr) {
         lowest->shard->mu.AssertHeld();
-        Finish(*lowest, GiveUpError(*lowest, Reason::kTooManyPending), lowest->reserved);
+        Finish(*lowest, GiveUpError(*lowest, Reason::kTooManyPending),
+               MayHaveLeftSomething(*lowest));
       }
       const int64_t sequence = sequence_.fetch_add(1, std::memory_order_relaxed);
       w.sequence = w.options.skip_queue ? -sequence - 1 : sequence;
@@ -503,6 +519,7 @@ void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
         std::optional<absl::StatusOr<ObtainReply>> answer;
         std::swap(answer, w.answer);
         HandleAnswer(w, *std::move(answer));
+        if (w.queue != nullptr && w.reserved) queue.successors.push_back(waiter);
       }
       // It subscribes first and then looks, so it asks again once it is registered.
       w.looking = w.attempts > 0;
@@ -544,11 +561,15 @@ void ManagerCore::GiveUp(Waiter& waiter, Reason reason) {
     absl::MutexLock lock(&shard.mu);
     waiter.shard->mu.AssertHeld();
     if (waiter.queue == nullptr) return;
-    const bool withdraw =
-        waiter.reserved || waiter.maybe_obtained || !capabilities_.answers_at_once;
-    Finish(waiter, GiveUpError(waiter, reason), withdraw);
+    Finish(waiter, GiveUpError(waiter, reason), MayHaveLeftSomething(waiter));
   }
   Pump(shard, waiter.resource);
+}
+
+// Events may come late, so only its answers say whether it never was the successor. Where the
+// backend keeps order it may have been woken, and be the successor without having asked.
+bool ManagerCore::MayHaveLeftSomething(const Waiter& waiter) const {
+  return waiter.ever_reserved || waiter.maybe_obtained || !capabilities_.answers_at_once;
 }
 
 absl::Status ManagerCore::GiveUpError(const Waiter& waiter, Reason reason) const {
@@ -670,7 +691,13 @@ void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
     Waiter* const head = queue.order.empty() ? nullptr : *queue.order.begin();
     Waiter* const thief = ThiefOf(queue);
     RefPtr<Waiter> enter;
-    for (Waiter* const waiter : {head, thief}) {
+    Waiter* successor = nullptr;
+    while (successor == nullptr && !queue.successors.empty()) {
+      // Whoever is out of the queue by now is kept alive by what took it out.
+      if (queue.successors.back()->queue != nullptr) successor = queue.successors.back().get();
+      queue.successors.pop_back();
+    }
+    for (Waiter* const waiter : {successor, head, thief}) {
       if (waiter != nullptr && !waiter->registered) {
         waiter->registered = true;
         waiter->ask_due = true;
@@ -713,7 +740,9 @@ void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
     for (RefPtr<Waiter>& waiter : queue.registered) {
       waiter->shard->mu.AssertHeld();
       // A successor must go on polling until it is displaced.
-      if (waiter.get() == head || waiter.get() == thief || waiter->reserved || waiter->asking) {
+      // And whoever is about to ask may be the successor, although the last it heard was otherwise.
+      if (waiter.get() == head || waiter.get() == thief || waiter->reserved || waiter->asking ||
+          waiter->ask_due) {
         continue;
       }
       waiter->registered = false;
@@ -846,6 +875,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
     case ObtainOutcome::kReserved: {
       waiter.looking = false;
       waiter.reserved = true;
+      waiter.ever_reserved = true;
       waiter.other_known = true;
       waiter.other_owner = std::move(answer->other_owner);
       waiter.other_priority = answer->other_priority;

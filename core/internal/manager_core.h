@@ -78,8 +78,9 @@ struct Waiter : RefCounted<Waiter> {
   bool registered = false;     // Registered with the backend, or about to be.
   bool asking = false;         // An Obtain is under way.
   bool ask_due = false;
-  bool looking = false;         // The next answer belongs to an attempt that was counted already.
-  bool reserved = false;        // It is the successor of a holder.
+  bool looking = false;   // The next answer belongs to an attempt that was counted already.
+  bool reserved = false;  // It is the successor of a holder, as far as it has heard.
+  bool ever_reserved = false;
   bool maybe_obtained = false;  // An answer was lost: the backend may think that it holds.
   int attempts = 0;
   int failures = 0;  // In a row, to reach the backend.
@@ -130,6 +131,8 @@ struct WaitQueue {
   // Those that are registered with the backend: at most the head, the thief, and those on the way
   // out.
   std::vector<RefPtr<Waiter>> registered;
+  // Those that became the successor before they had a place here: they have to be registered, too.
+  std::vector<RefPtr<Waiter>> successors;
   std::vector<Finished> finished;
   bool pumping = false;
 };
@@ -198,6 +201,9 @@ class ManagerCore {
   absl::StatusOr<ObtainReply> AskNow(const ObtainRequest& request);
   // Does a request have to go past the queue, whoever waits?
   bool GoesDirectly(const Plan& plan, const AcquireOptions& options) const;
+  // Past a queue, a request may only re-enter or take what is free, unless it comes before all that
+  // wait there: they were first to ask the holder to yield.
+  void YieldToQueue(CoreShard& shard, const ResourceName& resource, ObtainRequest& request);
   bool NeedsHold(const Plan& plan) const;
   // The lock of a grant. Takes over a live reference.
   Lock Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id, const Plan& plan,
@@ -214,6 +220,8 @@ class ManagerCore {
   bool Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, bool withdraw)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void GiveUp(Waiter& waiter, Reason reason);
+  // Has the backend to be told that this waiter does not want the lock any more?
+  bool MayHaveLeftSomething(const Waiter& waiter) const;
   absl::Status GiveUpError(const Waiter& waiter, Reason reason) const;
   void Complete(Finished finished);
 

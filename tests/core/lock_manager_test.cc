@@ -340,6 +340,26 @@ TEST_F(LockManagerTest, ChainOfThievesLetsTheHighestInFirst) {
   EXPECT_TRUE(low->granted());
 }
 
+// A named owner asks the backend although others wait, since it might re-enter. It must not become
+// the successor before those of its priority that came first.
+TEST_F(LockManagerTest, NamedOwnerDoesNotPreemptBeforeThoseWhoWaitedFirst) {
+  LockManager other = NewManager();
+  absl::StatusOr<Lock> strong = locks_.Acquire("a", {.priority = 3});
+  auto first = Ask("a", {.priority = 3});
+  auto weak = Ask(other, "a");
+  EXPECT_TRUE(strong->Release().ok());
+  ASSERT_TRUE(first->granted());
+  first->result.reset();
+  ASSERT_TRUE(weak->granted());
+  auto second = Ask("a", {.priority = 3});
+  auto named = Ask("a", {.owner = "named", .priority = 3});
+  weak->result.reset();
+  ASSERT_TRUE(second->granted());
+  EXPECT_FALSE(named->result);
+  second->result.reset();
+  EXPECT_TRUE(named->granted());
+}
+
 TEST_F(LockManagerTest, BlockingCallInsideACallbackIsRefused) {
   absl::Status status;
   locks_.AcquireAsync("a", {}, [&](absl::StatusOr<Lock> lock) {
