@@ -36,7 +36,7 @@ namespace {
 // Limits of what is remembered in the background.
 constexpr size_t kMaxReleases = 100'000;
 constexpr size_t kMaxSuspects = 100'000;
-constexpr size_t kMaxNameBytes = size_t{1} << 16;
+constexpr size_t kMaxNameBytes = size_t{1} << 24;
 
 // A request whose outcome is unknown may reach the server even after its compensation, if it took
 // another connection. So the compensation is repeated.
@@ -94,9 +94,11 @@ struct WatchEntry {
   // Of the I/O thread.
   WatchCallback on_event;
   AcquisitionId takes_place_of = {};
-  bool waits = false;       // Registered as a waiter on the server, or about to be.
-  bool looking = false;     // A look is under way.
-  bool look_again = false;  // And another is wanted after it.
+  bool waits = false;                    // Registered as a waiter on the server, or about to be.
+  bool looking = false;                  // A look is under way.
+  bool look_again = false;               // And another is wanted after it.
+  bool ended = false;                    // A holder was told that its hold is over.
+  std::optional<WatchEvent> yield = {};  // What a holder was told last.
   std::optional<std::multimap<uint64_t, std::shared_ptr<WatchEntry>>::iterator> timer = {};
 };
 
@@ -753,6 +755,26 @@ void Core::OnRetryTimer() {
 
 void Core::Deliver(const std::shared_ptr<WatchEntry>& watch, const WatchEvent& event) {
   if (watch->cancelled.load(std::memory_order_relaxed)) return;
+  // The same news may come by message and by looking, and a thief that polls repeats it.
+  const bool infinite = event.grace_remaining == absl::InfiniteDuration();
+  switch (event.kind) {
+    case WatchEventKind::kYieldRequested:
+      if (watch->yield && watch->yield->thief_priority == event.thief_priority &&
+          (infinite || watch->yield->grace_remaining != absl::InfiniteDuration())) {
+        return;
+      }
+      watch->yield = event;
+      break;
+    case WatchEventKind::kYieldWithdrawn:
+      watch->yield.reset();
+      break;
+    case WatchEventKind::kHoldEnded:
+      if (watch->role == WatchRole::kHolder && std::exchange(watch->ended, true)) return;
+      watch->yield.reset();
+      break;
+    case WatchEventKind::kDisplaced:
+      break;
+  }
   watch->on_event(event);
 }
 
@@ -761,11 +783,10 @@ void Core::OnMessage(std::string_view text) {
   if (!message) return;
   auto [begin, end] = watches_.equal_range(message->acquisition);
   for (auto it = begin; it != end; ++it) {
-    if (message->event) {
-      Deliver(it->second, *message->event);
-    } else {
-      LookAfter(it->second, message->look_after + Jittered(absl::Milliseconds(4)));
+    if (message->look_after) {
+      LookAfter(it->second, *message->look_after + Jittered(absl::Milliseconds(4)));
     }
+    if (message->event) Deliver(it->second, *message->event);
   }
 }
 
@@ -808,15 +829,19 @@ void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch, const redisRepl
   const Answer answer(*reply);
   switch (answer.code()) {
     case 1:
+      // At its deadline nobody else may be there to find out; if it is extended, the look says so.
       watch->waits = false;
+      LookAfter(watch, answer.Micros(1) + absl::Milliseconds(1));
       return;
     case 2:
       watch->waits = false;
+      LookAfter(watch, answer.Micros(3) + absl::Milliseconds(1));
       Deliver(watch, {.kind = WatchEventKind::kYieldRequested,
                       .grace_remaining = answer.MicrosOrInfinite(1),
                       .thief_priority = PriorityFromWire(answer.Text(2))});
       return;
     case 3:
+      watch->waits = false;
       Deliver(watch, {.kind = WatchEventKind::kHoldEnded, .why = HoldEnd::kExpired});
       return;
     case 4: {

@@ -1,7 +1,7 @@
 #include "latchkey/backends/redis/wire.h"
 
 #include <algorithm>
-#include <limits>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -139,14 +139,19 @@ std::optional<Message> ParseMessage(std::string_view text) {
       message.event = WatchEvent{.kind = WatchEventKind::kYieldWithdrawn};
       return message;
     case 'Y': {
-      const std::pair<std::string_view, std::string_view> parts =
+      const std::vector<std::string_view> parts =
           absl::StrSplit(absl::StripLeadingAsciiWhitespace(rest), ' ');
       int64_t grace = 0;
-      if (!absl::SimpleAtoi(parts.first, &grace)) return std::nullopt;
+      int64_t left = 0;
+      if (parts.size() != 3 || !absl::SimpleAtoi(parts[0], &grace) ||
+          !absl::SimpleAtoi(parts[2], &left)) {
+        return std::nullopt;
+      }
+      message.look_after = absl::Microseconds(std::max<int64_t>(left, 0));
       message.event = WatchEvent{
           .kind = WatchEventKind::kYieldRequested,
           .grace_remaining = grace < 0 ? absl::InfiniteDuration() : absl::Microseconds(grace),
-          .thief_priority = PriorityFromWire(parts.second)};
+          .thief_priority = PriorityFromWire(parts[1])};
       return message;
     }
     case 'L': {

@@ -66,9 +66,10 @@ class ScriptCall {
 // A message on a client's channel.
 struct Message {
   AcquisitionId acquisition = {};
-  // Not set: look again after `look_after`.
+  // None: the message only asks to look.
   std::optional<WatchEvent> event = std::nullopt;
-  absl::Duration look_after = absl::ZeroDuration();
+  // Look after this time, when the state may change although no script runs.
+  std::optional<absl::Duration> look_after = std::nullopt;
 };
 
 // Nothing if it is none of ours.

@@ -36,7 +36,16 @@ local function grant()
   return finish({1, token, left(deadline)})
 end
 
+-- It was woken, and it is alive.
+local function note_that_it_asks()
+  if waiter and string.sub(waiter, 70, 70) == '1' then
+    redis.call('HSET', K, 'w:' .. acquisition,
+               string.sub(waiter, 1, 69) .. '0' .. string.sub(waiter, 71))
+  end
+end
+
 local function denied()
+  note_that_it_asks()
   if handles then return finish({4, left(deadline), holder_owner, holder_priority}) end
   return finish({4, left(successor_deadline), successor_owner, successor_priority})
 end
@@ -74,6 +83,7 @@ if ARGV[10] ~= '' and successor == acquisition and grace_end and grace_end <= no
   end_hold('s')
   return grant()
 end
+note_that_it_asks()
 if successor ~= acquisition then
   displace_other()
   successor, successor_owner, successor_client, successor_priority =

@@ -72,7 +72,8 @@ local function end_hold(why)
 end
 
 local function yield_notice()
-  return ' ' .. text(left(grace_end)) .. ' ' .. successor_priority
+  return ' ' .. text(left(grace_end)) .. ' ' .. successor_priority .. ' ' ..
+         text(left(successor_deadline))
 end
 
 local function forget_waiter(a, entry)
@@ -102,7 +103,7 @@ end
 
 -- Wakes the best waiter (priority, then first registration) and, unless it asked for barging, makes
 -- it the successor for a short time, so that nobody of equal or lower priority slips in before it
--- claims. A waiter that was woken before and has not been heard of since comes last: it may be
+-- claims. A waiter that was woken before and has not asked for the lock since comes last: it may be
 -- dead. Who comes after the one woken is told when to look again, in case that one is dead.
 local function nominate()
   local place, best, best_entry, silent, silent_entry, after = 0

@@ -177,9 +177,9 @@ TEST(RedisBackendTest, BadRequestsAreRefusedNamingTheField) {
   request = Request(AcquisitionId::Next(), 0, absl::Hours(1));
   EXPECT_TRUE(absl::StrContains(Obtain(*backend, request).status().message(), "lease is 1h"));
   request = Request(AcquisitionId::Next());
-  const std::string long_name(100'000, 'x');
+  const std::string long_name((16 << 20) + 1, 'x');
   request.resource = long_name;
-  EXPECT_TRUE(absl::StrContains(Obtain(*backend, request).status().message(), "100000 bytes"));
+  EXPECT_TRUE(absl::StrContains(Obtain(*backend, request).status().message(), "16777217 bytes"));
   request = Request(AcquisitionId::Next(), 0, absl::ZeroDuration());
   EXPECT_EQ(ReasonOf(Obtain(*backend, request).status()), Reason::kInvalidArgument);
 }

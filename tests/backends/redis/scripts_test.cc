@@ -239,7 +239,8 @@ struct Model {
                               notice.event.grace_remaining == absl::InfiniteDuration()
                                   ? -1
                                   : absl::ToInt64Microseconds(notice.event.grace_remaining),
-                              " ", EncodePriority(notice.event.thief_priority)));
+                              " ", EncodePriority(notice.event.thief_priority), " ",
+                              absl::ToInt64Microseconds(record.successor->deadline - now)));
             break;
         }
       }
@@ -370,6 +371,8 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
             break;
         }
         seen[expected.substr(0, 2)]++;
+        // Whoever asks is alive.
+        if (Waiter* waiter = model.Find(id)) waiter->silent = false;
         if (reply.outcome == ObtainOutcome::kReserved) model.nominated = false;
         model.Finish(effects, now, id);
         actual = Text(
@@ -430,10 +433,11 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
         const bool is_handle = holder && std::find(holder->handles.begin(), holder->handles.end(),
                                                    id) != holder->handles.end();
         if (is_handle) {
-          expected = "[1]";
+          expected = absl::StrCat("[1,", MicrosText(holder->deadline - now), "]");
           if (const auto& successor = model.record.successor) {
             expected = absl::StrCat("[2,", GraceText(successor->grace_end - now), ",",
-                                    EncodePriority(successor->priority), "]");
+                                    EncodePriority(successor->priority), ",",
+                                    MicrosText(successor->deadline - now), "]");
           }
           model.Finish(effects, now, id);
         } else if (as_holder) {
@@ -443,6 +447,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
           Waiter* old = model.Find(id);
           if (old != nullptr && old->priority == waiter.priority && old->deadline > now) {
             waiter.number = old->number;
+            waiter.silent = old->silent;
           }
           model.Forget(id);
           if (place_of) {
@@ -453,6 +458,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
             } else if (other != nullptr && other->deadline > now &&
                        other->priority == waiter.priority) {
               waiter.number = other->number;
+              waiter.silent = false;
               if (auto& successor = model.record.successor;
                   !holder && successor && successor->acquisition == *place_of && model.nominated) {
                 successor->acquisition = id;

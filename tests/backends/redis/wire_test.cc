@@ -46,13 +46,14 @@ TEST(RedisWireTest, LeasesAreRoundedUp) {
 
 TEST(RedisWireTest, ReadsEveryMessageOfTheScripts) {
   const AcquisitionId id{0x123456789abcdef0, 0xfedcba9876543210};
-  const auto yield = ParseMessage("Y" + id.ToString() + " 250 " + EncodePriority(-3));
+  const auto yield = ParseMessage("Y" + id.ToString() + " 250 " + EncodePriority(-3) + " 900");
   ASSERT_TRUE(yield && yield->event);
   EXPECT_EQ(yield->acquisition, id);
   EXPECT_EQ(yield->event->kind, WatchEventKind::kYieldRequested);
   EXPECT_EQ(yield->event->grace_remaining, absl::Microseconds(250));
   EXPECT_EQ(yield->event->thief_priority, -3);
-  const auto endless = ParseMessage("Y" + id.ToString() + " -1 " + EncodePriority(1));
+  EXPECT_EQ(yield->look_after, absl::Microseconds(900));
+  const auto endless = ParseMessage("Y" + id.ToString() + " -1 " + EncodePriority(1) + " 0");
   ASSERT_TRUE(endless && endless->event);
   EXPECT_EQ(endless->event->grace_remaining, absl::InfiniteDuration());
   const auto ended = ParseMessage("H" + id.ToString() + "s");
