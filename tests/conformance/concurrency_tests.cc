@@ -14,6 +14,7 @@
 #include "latchkey/core/lease.h"
 #include "latchkey/core/locking_protocol.h"
 #include "latchkey/tests/conformance/conformance.h"
+#include "latchkey/tests/support/random_steps.h"
 
 namespace latchkey {
 namespace {
@@ -141,6 +142,21 @@ TEST_P(ConformanceTest, ThreadsThatPreemptAndYieldExcludeEachOther) {
   EXPECT_FALSE(guarded.token_went_back);
   Attempt last = Party("last");
   EXPECT_TRUE(Obtains(last)) << "no reservation is left behind";
+}
+
+TEST_P(ConformanceTest, RandomStepsAgreeWithTheReference) {
+  if (!exact()) GTEST_SKIP() << "needs exact time";
+  const uint64_t seed = SeedFromEnvironment();
+  for (int i = 0; i < 300; ++i) {
+    RandomStepsOptions options;
+    options.seed = seed + i;
+    options.name_prefix = Resource("");
+    options.unit = GetParam().unit;
+    options.advance = setup_.advance;
+    options.settle = [this] { Settle(); };
+    options.events = GetParam().events;
+    ASSERT_EQ(RunRandomSteps(first(), options), "") << "LATCHKEY_SEED=" << options.seed;
+  }
 }
 
 TEST_P(ConformanceTest, ThreadsOnDifferentResourcesDoNotDisturbEachOther) {

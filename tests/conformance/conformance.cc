@@ -62,11 +62,6 @@ ConformanceTest::~ConformanceTest() {
   EXPECT_EQ(shared_->completions_too_many, 0) << "a completion ran more than once";
 }
 
-void ConformanceTest::DestroyBackend() {
-  setup_.clients.clear();
-  setup_.keep_alive = nullptr;
-}
-
 // ---- Waiting ----
 
 bool ConformanceTest::WaitUntil(absl::FunctionRef<bool()> done) {

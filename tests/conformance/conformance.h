@@ -41,11 +41,14 @@ namespace latchkey {
 
 // A backend under test, with the means to make time pass. Made anew for each test.
 struct ConformanceSetup {
+  // Destroyed last, after the clients: the clock or the server that they need.
+  std::shared_ptr<void> keep_alive = nullptr;
+
   // One or more clients of one storage. With several, the parties of a test are spread over them.
-  std::vector<std::shared_ptr<LockingProtocol>> clients;
+  std::vector<std::shared_ptr<LockingProtocol>> clients = {};
 
   // Lets this much time pass on the backend's clock, at least, and whatever falls due in it happen.
-  std::function<void(absl::Duration)> advance;
+  std::function<void(absl::Duration)> advance = nullptr;
 
   // For backends whose completions or events need somebody to run them: does some of it. Called
   // over and over while a test waits. May be empty.
@@ -54,9 +57,6 @@ struct ConformanceSetup {
   // Returns once an event that was caused before has arrived, if it arrives at all: tests that
   // expect silence call it. Empty: events arrive within the step that causes them (or in `pump`).
   std::function<void()> settle = nullptr;
-
-  // Kept until the test's end, destroyed after the clients.
-  std::shared_ptr<void> keep_alive = nullptr;
 };
 
 struct ConformanceParam {
@@ -133,8 +133,6 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
   LockingProtocol& second() { return *setup_.clients.back(); }
   const BackendCapabilities& capabilities() { return first().capabilities(); }
   bool exact() const { return GetParam().exact_time; }
-  // All clients and what belongs to them are destroyed.
-  void DestroyBackend();
 
   // ---- Time ----
 
@@ -142,7 +140,7 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
   // A lease that does not end within a test.
   absl::Duration Long() const { return Units(600); }
   void Advance(absl::Duration duration) { setup_.advance(duration); }
-  // Advances so that, counted from `lease` ago, it is over; never more than that on exact time.
+  // Lets what was caused before arrive.
   void Settle();
   // Waits until `done`, which is called with the suite's mutex held, returns true. False: it did
   // not within the guard against hanging, which is long; the test has failed then.
