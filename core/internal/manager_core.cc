@@ -557,6 +557,8 @@ bool ManagerCore::Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, boo
 
 void ManagerCore::GiveUp(Waiter& waiter, Reason reason) {
   CoreShard& shard = *waiter.shard;
+  // Completing it below may drop what else keeps it alive.
+  const RefPtr<Waiter> keep = RefPtr<Waiter>::Share(&waiter);
   {
     absl::MutexLock lock(&shard.mu);
     waiter.shard->mu.AssertHeld();
