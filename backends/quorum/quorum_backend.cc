@@ -1,0 +1,997 @@
+#include "latchkey/backends/quorum/quorum_backend.h"
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey {
+namespace {
+
+using Action = absl::AnyInvocable<void()>;
+using Actions = std::vector<Action>;
+
+void RunAll(Actions actions) {
+  for (Action& action : actions) action();
+}
+
+// What one server last said about one attempt.
+enum class Vote { kNone, kAsked, kGranted, kReserved, kDenied, kUnavailable, kUnknown };
+
+struct Node {
+  // This attempt's id on this server. A new one after each release, since an id is never used again
+  // after its release: the release may arrive late, or be repeated.
+  AcquisitionId id = AcquisitionId::Next();
+  Vote vote = Vote::kNone;
+  bool reentered = false;
+  FencingToken token = 0;
+  absl::Time deadline = absl::InfinitePast();  // kGranted, by our clock.
+  FencingToken confirming = 0;                 // Asked to confirm this.
+  ObtainReply reply = {};                      // kReserved, kDenied.
+  absl::Status error = {};                     // kUnavailable, kUnknown.
+  LeaseHint hint = 0;
+
+  // Events since the last Obtain.
+  bool yielding = false;   // To a holder.
+  bool signalled = false;  // To a waiter: free for it.
+  bool lost = false;       // To a holder: its hold ended there.
+  Subscription subscription = {};
+};
+
+class Quorum;
+
+// One acquisition of the caller, with all that became of it on the servers. Its steps run one after
+// another; each is over when it is decided.
+struct Attempt {
+  Attempt(size_t servers, std::string resource) : resource(std::move(resource)), nodes(servers) {}
+
+  const std::string resource;
+
+  absl::Mutex mutex;
+  std::vector<Node> nodes ABSL_GUARDED_BY(mutex);
+  bool busy ABSL_GUARDED_BY(mutex) = false;
+  std::deque<Action> steps ABSL_GUARDED_BY(mutex);
+  bool holds ABSL_GUARDED_BY(mutex) = false;  // Obtained by a majority, and not released.
+
+  // The caller's watch.
+  struct Watching {
+    uint64_t number = 0;
+    WatchRole role = WatchRole::kWaiter;
+    std::string owner = {};
+    Priority priority = 0;
+    absl::Duration reservation_lease = {};
+    WatchCallback on_event = nullptr;
+    std::optional<WatchEvent> told_to_yield = {};
+    bool told_end = false;
+    bool telling = false;  // Some thread runs on_event: one event at a time.
+    std::deque<WatchEvent> events = {};
+  };
+  std::shared_ptr<Watching> watching ABSL_GUARDED_BY(mutex);
+  uint64_t watches ABSL_GUARDED_BY(mutex) = 0;
+};
+
+// One Obtain under way.
+struct Round {
+  std::string owner;
+  ObtainRequest request;  // Its views point into `owner` and the attempt.
+  ObtainCallback done;
+  absl::Time start;
+  bool decided = false;
+  bool failed = false;
+};
+
+class Quorum : public std::enable_shared_from_this<Quorum> {
+ public:
+  Quorum(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock)
+      : servers_(std::move(servers)), clock_(clock), majority_(servers_.size() / 2 + 1) {}
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done);
+  void Release(const HoldRef& hold, ReleaseCallback done);
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done);
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event);
+
+ private:
+  using AttemptPtr = std::shared_ptr<Attempt>;
+  using RoundPtr = std::shared_ptr<Round>;
+
+  size_t size() const { return servers_.size(); }
+
+  AttemptPtr Find(AcquisitionId id) ABSL_LOCKS_EXCLUDED(mutex_);
+  AttemptPtr FindOrAdd(AcquisitionId id, std::string_view resource) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Forgets an attempt of which nothing is left on any server.
+  void ForgetIfIdle(AcquisitionId id, const AttemptPtr& attempt) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Steps of one attempt, one at a time.
+  void Enter(const AttemptPtr& attempt, Action step);
+  void Leave(const AttemptPtr& attempt);
+
+  void BeginRound(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller);
+  void OnObtained(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
+                  AcquisitionId id, absl::StatusOr<ObtainReply> reply);
+  // Decides if it can; else asks for what is missing.
+  void Advance(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+               Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  void Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+            absl::StatusOr<ObtainReply> outcome, Actions& actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  void Decide(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+              absl::StatusOr<ObtainReply> outcome, Actions& actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  // Gives back whatever this server may have, under the id it knows, and takes a new id.
+  void Drop(const AttemptPtr& attempt, size_t i, Actions& actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  std::string Votes(const Attempt& attempt) const ABSL_SHARED_LOCKS_REQUIRED(attempt.mutex);
+
+  void WatchServer(const AttemptPtr& attempt, size_t i);
+  void OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const WatchEvent& event);
+  void Tell(const AttemptPtr& attempt, const std::shared_ptr<Attempt::Watching>& watching);
+
+  // Constant after construction.
+  const std::vector<std::shared_ptr<LockingProtocol>> servers_;
+  Clock& clock_;
+  const size_t majority_;
+
+  absl::Mutex mutex_;
+  absl::flat_hash_map<AcquisitionId, AttemptPtr> attempts_ ABSL_GUARDED_BY(mutex_);
+};
+
+// The n-th smallest (from 1) of some values; infinite if there are fewer.
+absl::Duration NthSmallest(std::vector<absl::Duration> values, size_t n) {
+  if (n == 0) return absl::ZeroDuration();
+  if (values.size() < n) return absl::InfiniteDuration();
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(n) - 1,
+                   values.end());
+  return values[n - 1];
+}
+
+// The n-th largest (from 1).
+absl::Duration NthLargest(std::vector<absl::Duration> values, size_t n) {
+  std::sort(values.begin(), values.end(), std::greater<>());
+  return values[n - 1];
+}
+
+// ---- Attempts ----------------------------------------------------------------------------------
+
+std::shared_ptr<Attempt> Quorum::Find(AcquisitionId id) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = attempts_.find(id);
+  return found == attempts_.end() ? nullptr : found->second;
+}
+
+std::shared_ptr<Attempt> Quorum::FindOrAdd(AcquisitionId id, std::string_view resource) {
+  absl::MutexLock lock(&mutex_);
+  AttemptPtr& attempt = attempts_[id];
+  if (attempt == nullptr) attempt = std::make_shared<Attempt>(size(), std::string(resource));
+  return attempt;
+}
+
+void Quorum::ForgetIfIdle(AcquisitionId id, const AttemptPtr& attempt) {
+  absl::MutexLock map_lock(&mutex_);
+  const auto found = attempts_.find(id);
+  if (found == attempts_.end() || found->second != attempt) return;
+  absl::MutexLock lock(&attempt->mutex);
+  if (attempt->busy || attempt->watching != nullptr) return;
+  for (const Node& node : attempt->nodes) {
+    if (node.vote == Vote::kGranted || node.vote == Vote::kReserved || node.vote == Vote::kAsked) {
+      return;
+    }
+  }
+  attempts_.erase(found);
+}
+
+void Quorum::Enter(const AttemptPtr& attempt, Action step) {
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    if (attempt->busy) {
+      attempt->steps.push_back(std::move(step));
+      return;
+    }
+    attempt->busy = true;
+  }
+  step();
+}
+
+void Quorum::Leave(const AttemptPtr& attempt) {
+  Action next;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    if (attempt->steps.empty()) {
+      attempt->busy = false;
+      return;
+    }
+    next = std::move(attempt->steps.front());
+    attempt->steps.pop_front();
+  }
+  next();
+}
+
+// ---- Obtain ------------------------------------------------------------------------------------
+
+void Quorum::Obtain(const ObtainRequest& request, ObtainCallback done) {
+  const AttemptPtr attempt = FindOrAdd(request.acquisition, request.resource);
+  auto round = std::make_shared<Round>();
+  round->owner = std::string(request.owner);
+  round->request = request;
+  round->request.resource = ResourceName(attempt->resource);
+  round->request.owner = round->owner;
+  round->done = std::move(done);
+  // Counted from here: the caller counts from before it called.
+  round->start = clock_.Now();
+  const AcquisitionId caller = request.acquisition;
+  Enter(attempt, [self = shared_from_this(), attempt, round, caller] {
+    self->BeginRound(attempt, round, caller);
+  });
+}
+
+void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller) {
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    for (Node& node : attempt->nodes) {
+      node.vote = Vote::kAsked;
+      node.signalled = false;
+      node.confirming = 0;
+    }
+  }
+  for (size_t i = 0; i < size(); ++i) {
+    ObtainRequest request = round->request;
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      // A server that was not asked yet need not be asked any more.
+      if (round->failed) {
+        attempt->nodes[i].vote = Vote::kNone;
+        continue;
+      }
+      request.acquisition = attempt->nodes[i].id;
+    }
+    servers_[i]->Obtain(request, [self = shared_from_this(), attempt, round, caller, i,
+                                  id = request.acquisition](absl::StatusOr<ObtainReply> reply) {
+      self->OnObtained(attempt, round, caller, i, id, std::move(reply));
+    });
+  }
+}
+
+void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                        size_t i, AcquisitionId id, absl::StatusOr<ObtainReply> reply) {
+  Actions actions;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    Node& node = attempt->nodes[i];
+    // Given up meanwhile: the release is on its way behind the request.
+    if (node.id != id) return;
+    if (!reply.ok()) {
+      const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
+      node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
+      node.error = reply.status();
+    } else {
+      switch (reply->outcome) {
+        case ObtainOutcome::kObtained:
+        case ObtainOutcome::kReentered:
+          node.vote = Vote::kGranted;
+          node.reentered = reply->outcome == ObtainOutcome::kReentered;
+          node.token = reply->token;
+          node.deadline = round->start + reply->remaining;
+          node.hint = reply->hint;
+          node.lost = false;
+          node.yielding = false;
+          break;
+        case ObtainOutcome::kReserved:
+          node.vote = Vote::kReserved;
+          node.reply = *std::move(reply);
+          break;
+        case ObtainOutcome::kDenied:
+          node.vote = Vote::kDenied;
+          node.reply = *std::move(reply);
+          break;
+      }
+    }
+    if (!round->decided) {
+      Advance(attempt, round, caller, actions);
+    } else if (attempt->holds && node.vote != Vote::kGranted && node.vote != Vote::kDenied &&
+               node.vote != Vote::kUnavailable) {
+      // A majority is ours already: a reservation would only disturb somebody.
+      Drop(attempt, i, actions);
+    } else if (node.vote == Vote::kGranted && attempt->watching != nullptr &&
+               attempt->watching->role == WatchRole::kHolder && !node.subscription.active()) {
+      // The holder's watch came before this grant.
+      actions.push_back([self = shared_from_this(), attempt, i] { self->WatchServer(attempt, i); });
+    }
+  }
+  RunAll(std::move(actions));
+}
+
+void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                     Actions& actions) {
+  if (round->decided) return;
+  const absl::Time now = clock_.Now();
+  size_t granted = 0;
+  size_t reserved = 0;
+  size_t denied = 0;
+  size_t asked = 0;
+  FencingToken token = 0;
+  for (const Node& node : attempt->nodes) {
+    switch (node.vote) {
+      case Vote::kGranted:
+        if (node.deadline > now) {
+          ++granted;
+          token = std::max(token, node.token);
+        } else {
+          ++denied;
+        }
+        break;
+      case Vote::kReserved:
+        ++reserved;
+        break;
+      case Vote::kDenied:
+        ++denied;
+        break;
+      case Vote::kAsked:
+        ++asked;
+        break;
+      default:
+        break;
+    }
+  }
+
+  if (granted >= majority_) {
+    std::vector<absl::Duration> left;
+    size_t confirming = 0;
+    bool reentered = false;
+    for (const Node& node : attempt->nodes) {
+      if (node.vote != Vote::kGranted || node.deadline <= now) continue;
+      if (node.token == token) {
+        left.push_back(node.deadline - round->start);
+        reentered |= node.reentered;
+      } else if (node.confirming == token) {
+        ++confirming;
+      }
+    }
+    if (left.size() >= majority_) {
+      attempt->holds = true;
+      if (attempt->watching != nullptr) {
+        attempt->watching->told_end = false;
+        attempt->watching->told_to_yield.reset();
+      }
+      for (size_t i = 0; i < size(); ++i) {
+        if (attempt->nodes[i].vote == Vote::kReserved || attempt->nodes[i].vote == Vote::kUnknown) {
+          Drop(attempt, i, actions);
+        }
+      }
+      Decide(
+          attempt, round, caller,
+          ObtainReply{.outcome = reentered ? ObtainOutcome::kReentered : ObtainOutcome::kObtained,
+                      .token = token,
+                      .remaining = NthLargest(std::move(left), majority_)},
+          actions);
+      return;
+    }
+    // A second round, only where the servers' fences disagree.
+    for (size_t i = 0; i < size(); ++i) {
+      Node& node = attempt->nodes[i];
+      if (node.vote != Vote::kGranted || node.deadline <= now || node.token == token ||
+          node.confirming >= token) {
+        continue;
+      }
+      node.confirming = token;
+      ++confirming;
+      actions.push_back([self = shared_from_this(), attempt, round, caller, i, token, id = node.id,
+                         hint = node.hint] {
+        self->servers_[i]->Confirm(
+            {.resource = attempt->resource, .acquisition = id, .hint = hint}, token,
+            [self, attempt, round, caller, i, id](absl::StatusOr<ConfirmReply> reply) {
+              Actions next;
+              {
+                absl::MutexLock lock(&attempt->mutex);
+                Node& node = attempt->nodes[i];
+                if (node.id != id) return;
+                if (!reply.ok()) {
+                  node.vote = Vote::kUnknown;
+                  node.error = reply.status();
+                } else if (reply->outcome == ConfirmOutcome::kNotHeld) {
+                  node.vote = Vote::kDenied;
+                  node.reply = {};
+                } else {
+                  // Confirmed, or its own is larger: then that one is proposed.
+                  node.token = std::max(node.token, reply->token);
+                }
+                self->Advance(attempt, round, caller, next);
+              }
+              RunAll(std::move(next));
+            });
+      });
+    }
+    if (left.size() + confirming + asked >= majority_) return;
+  } else if (granted + asked >= majority_) {
+    return;
+  }
+
+  if (granted < majority_ && granted + reserved >= majority_) {
+    // What is missing is reserved. Keep it all, and wait for the holders to leave.
+    ObtainReply outcome{.outcome = ObtainOutcome::kReserved};
+    std::vector<absl::Duration> left;
+    std::vector<absl::Duration> grace;
+    bool first = true;
+    for (const Node& node : attempt->nodes) {
+      if (node.vote != Vote::kReserved) continue;
+      left.push_back(node.reply.remaining);
+      grace.push_back(node.reply.grace_remaining);
+      if (std::exchange(first, false) || node.reply.other_priority > outcome.other_priority) {
+        outcome.other_owner = node.reply.other_owner;
+        outcome.other_priority = node.reply.other_priority;
+      }
+    }
+    outcome.remaining = NthSmallest(std::move(left), majority_ - granted);
+    outcome.grace_remaining = NthSmallest(std::move(grace), majority_ - granted);
+    Decide(attempt, round, caller, std::move(outcome), actions);
+    return;
+  }
+  if (granted < majority_ && granted + reserved + asked >= majority_) return;
+
+  // Not this time. Who split the vote gives it back, and tries again after a random pause.
+  if (granted + reserved + denied + asked >= majority_) {
+    if (granted + reserved + denied < majority_) return;
+    ObtainReply outcome{.outcome = ObtainOutcome::kDenied};
+    std::vector<absl::Duration> left;
+    bool first = true;
+    for (const Node& node : attempt->nodes) {
+      if (node.vote == Vote::kGranted) left.push_back(absl::ZeroDuration());
+      if (node.vote != Vote::kReserved && node.vote != Vote::kDenied) continue;
+      left.push_back(node.reply.remaining);
+      if (std::exchange(first, false) || node.reply.other_priority > outcome.other_priority) {
+        outcome.other_owner = node.reply.other_owner;
+        outcome.other_priority = node.reply.other_priority;
+      }
+    }
+    outcome.remaining = NthSmallest(std::move(left), majority_);
+    Fail(attempt, round, caller, std::move(outcome), actions);
+    return;
+  }
+  bool unknown = false;
+  for (const Node& node : attempt->nodes) unknown |= node.vote == Vote::kUnknown;
+  const std::string message =
+      absl::StrCat("no majority of ", majority_, " servers answers: ", Votes(*attempt));
+  Fail(attempt, round, caller,
+       unknown ? BackendUnknownError(message) : BackendUnavailableError(message), actions);
+}
+
+std::string Quorum::Votes(const Attempt& attempt) const {
+  std::vector<std::string> votes;
+  for (size_t i = 0; i < size(); ++i) {
+    const Node& node = attempt.nodes[i];
+    std::string vote;
+    switch (node.vote) {
+      case Vote::kNone:
+        vote = "not asked";
+        break;
+      case Vote::kAsked:
+        vote = "no answer yet";
+        break;
+      case Vote::kGranted:
+        vote = "granted";
+        break;
+      case Vote::kReserved:
+        vote = absl::StrCat("reserved, held by ", OwnerForMessage(node.reply.other_owner));
+        break;
+      case Vote::kDenied:
+        vote = absl::StrCat("denied, held by ", OwnerForMessage(node.reply.other_owner));
+        break;
+      case Vote::kUnavailable:
+      case Vote::kUnknown:
+        vote = std::string(node.error.message());
+        break;
+    }
+    votes.push_back(absl::StrCat("server ", i + 1, ": ", vote));
+  }
+  return absl::StrJoin(votes, "; ");
+}
+
+void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions) {
+  Node& node = attempt->nodes[i];
+  actions.push_back([server = servers_[i], attempt, id = node.id, hint = node.hint] {
+    server->Release({.resource = attempt->resource, .acquisition = id, .hint = hint},
+                    [](absl::StatusOr<ReleaseOutcome>) {});
+  });
+  node.id = AcquisitionId::Next();
+  node.vote = Vote::kNone;
+  node.confirming = 0;
+  node.hint = 0;
+  node.yielding = false;
+  node.signalled = false;
+  node.lost = false;
+  // The watch was for the old id.
+  if (attempt->watching != nullptr && attempt->watching->role == WatchRole::kWaiter) {
+    auto old = std::make_shared<Subscription>(std::move(node.subscription));
+    actions.push_back([self = shared_from_this(), attempt, i, old] {
+      old->Reset();
+      self->WatchServer(attempt, i);
+    });
+  }
+}
+
+void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                  absl::StatusOr<ObtainReply> outcome, Actions& actions) {
+  round->failed = true;
+  attempt->holds = false;
+  for (size_t i = 0; i < size(); ++i) {
+    switch (attempt->nodes[i].vote) {
+      case Vote::kGranted:
+      case Vote::kReserved:
+      case Vote::kAsked:
+      case Vote::kUnknown:
+        Drop(attempt, i, actions);
+        break;
+      default:
+        break;
+    }
+  }
+  Decide(attempt, round, caller, std::move(outcome), actions);
+}
+
+void Quorum::Decide(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                    absl::StatusOr<ObtainReply> outcome, Actions& actions) {
+  round->decided = true;
+  const bool gone = !outcome.ok() || outcome->outcome == ObtainOutcome::kDenied;
+  actions.push_back([self = shared_from_this(), attempt, round, caller, gone,
+                     outcome = std::move(outcome)]() mutable {
+    ObtainCallback done = std::move(round->done);
+    self->Leave(attempt);
+    if (gone) self->ForgetIfIdle(caller, attempt);
+    done(std::move(outcome));
+  });
+}
+
+// ---- Release and Extend ------------------------------------------------------------------------
+
+void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
+  const AttemptPtr attempt = Find(hold.acquisition);
+  if (attempt == nullptr) return done(ReleaseOutcome::kNotHeld);
+  struct Count {
+    absl::Mutex mutex;
+    ReleaseCallback done ABSL_GUARDED_BY(mutex);
+    size_t released ABSL_GUARDED_BY(mutex) = 0;
+    size_t withdrawn ABSL_GUARDED_BY(mutex) = 0;
+    size_t answered ABSL_GUARDED_BY(mutex) = 0;
+    size_t failed ABSL_GUARDED_BY(mutex) = 0;
+    std::string failures ABSL_GUARDED_BY(mutex);
+  };
+  auto count = std::make_shared<Count>();
+  {
+    absl::MutexLock lock(&count->mutex);
+    count->done = std::move(done);
+  }
+  Enter(attempt, [self = shared_from_this(), attempt, count, caller = hold.acquisition] {
+    std::vector<std::pair<AcquisitionId, LeaseHint>> ids;
+    bool held;
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      held = std::exchange(attempt->holds, false);
+      for (Node& node : attempt->nodes) {
+        ids.emplace_back(node.id, node.hint);
+        node.id = AcquisitionId::Next();
+        node.vote = Vote::kNone;
+        node.hint = 0;
+      }
+    }
+    // The servers repeat it themselves where it fails. Nothing of ours comes after it.
+    for (size_t i = 0; i < self->size(); ++i) {
+      self->servers_[i]->Release(
+          {.resource = attempt->resource, .acquisition = ids[i].first, .hint = ids[i].second},
+          [self, count, held, i](absl::StatusOr<ReleaseOutcome> outcome) {
+            ReleaseCallback done;
+            absl::StatusOr<ReleaseOutcome> result = ReleaseOutcome::kNotHeld;
+            {
+              absl::MutexLock lock(&count->mutex);
+              if (!outcome.ok()) {
+                ++count->failed;
+                absl::StrAppend(&count->failures, "; server ", i + 1, ": ",
+                                outcome.status().message());
+              } else {
+                ++count->answered;
+                count->released += *outcome == ReleaseOutcome::kReleased ? 1 : 0;
+                count->withdrawn += *outcome == ReleaseOutcome::kWithdrawn ? 1 : 0;
+              }
+              if (count->done == nullptr) return;
+              if (count->answered >= self->majority_) {
+                if (count->released > 0 && held) {
+                  result = ReleaseOutcome::kReleased;
+                } else if (count->released + count->withdrawn > 0) {
+                  // Grants of a minority were no hold.
+                  result = ReleaseOutcome::kWithdrawn;
+                }
+              } else if (count->failed > self->size() - self->majority_) {
+                result = BackendUnknownError(absl::StrCat("no majority of ", self->majority_,
+                                                          " servers answers the release",
+                                                          count->failures));
+              } else {
+                return;
+              }
+              done = std::exchange(count->done, nullptr);
+            }
+            done(std::move(result));
+          });
+    }
+    self->Leave(attempt);
+    self->ForgetIfIdle(caller, attempt);
+  });
+}
+
+void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) {
+  const AttemptPtr attempt = Find(hold.acquisition);
+  if (attempt == nullptr) return done(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
+  struct Count {
+    absl::Mutex mutex;
+    ExtendCallback done ABSL_GUARDED_BY(mutex);
+    std::vector<absl::Duration> extended ABSL_GUARDED_BY(mutex);
+    std::vector<absl::Duration> reserved ABSL_GUARDED_BY(mutex);
+    size_t not_held ABSL_GUARDED_BY(mutex) = 0;
+    size_t left ABSL_GUARDED_BY(mutex) = 0;
+    std::string failures ABSL_GUARDED_BY(mutex);
+  };
+  auto count = std::make_shared<Count>();
+  {
+    absl::MutexLock lock(&count->mutex);
+    count->done = std::move(done);
+    count->left = size();
+  }
+  const absl::Time start = clock_.Now();
+  Enter(attempt, [self = shared_from_this(), attempt, count, start, lease] {
+    bool holds;
+    std::vector<std::pair<AcquisitionId, LeaseHint>> ids;
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      holds = attempt->holds;
+      for (const Node& node : attempt->nodes) ids.emplace_back(node.id, node.hint);
+    }
+    if (!holds) {
+      self->Leave(attempt);
+      ExtendCallback done;
+      {
+        absl::MutexLock lock(&count->mutex);
+        done = std::exchange(count->done, nullptr);
+      }
+      done(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
+      return;
+    }
+    // Another attempt's time may have passed since it was called.
+    const absl::Duration late = self->clock_.Now() - start;
+    for (size_t i = 0; i < self->size(); ++i) {
+      self->servers_[i]->Extend(
+          {.resource = attempt->resource, .acquisition = ids[i].first, .hint = ids[i].second},
+          lease,
+          [self, attempt, count, late, i, id = ids[i].first](absl::StatusOr<ExtendReply> reply) {
+            const size_t q = self->majority_;
+            bool gone_here = false;
+            {
+              absl::MutexLock lock(&attempt->mutex);
+              Node& node = attempt->nodes[i];
+              if (node.id == id && reply.ok()) {
+                gone_here = reply->outcome == ExtendOutcome::kNotHeld;
+                if (gone_here) node.vote = Vote::kDenied;
+              }
+            }
+            absl::StatusOr<ExtendReply> result = ExtendReply();
+            ExtendCallback done;
+            {
+              absl::MutexLock lock(&count->mutex);
+              --count->left;
+              if (!reply.ok()) {
+                absl::StrAppend(&count->failures, "; server ", i + 1, ": ",
+                                reply.status().message());
+              } else if (reply->outcome == ExtendOutcome::kExtended) {
+                count->extended.push_back(reply->remaining + late);
+              } else if (reply->outcome == ExtendOutcome::kReserved) {
+                count->reserved.push_back(reply->remaining + late);
+              } else {
+                ++count->not_held;
+              }
+              if (count->done == nullptr) return;
+              const size_t held = count->extended.size() + count->reserved.size();
+              if (count->extended.size() >= q) {
+                result = ExtendReply{.outcome = ExtendOutcome::kExtended,
+                                     .remaining = NthLargest(count->extended, q)};
+              } else if (count->extended.size() + count->left >= q) {
+                return;
+              } else if (held >= q) {
+                std::vector<absl::Duration> all = count->extended;
+                all.insert(all.end(), count->reserved.begin(), count->reserved.end());
+                result = ExtendReply{.outcome = ExtendOutcome::kReserved,
+                                     .remaining = NthLargest(std::move(all), q)};
+              } else if (held + count->left >= q) {
+                return;
+              } else if (count->not_held > self->size() - q) {
+                result = ExtendReply{.outcome = ExtendOutcome::kNotHeld};
+              } else if (count->not_held + count->left > self->size() - q) {
+                return;
+              } else {
+                result = BackendUnknownError(absl::StrCat(
+                    "no majority of ", q, " servers extends the lease; extended by ",
+                    count->extended.size(), ", not held by ", count->not_held, count->failures));
+              }
+              done = std::exchange(count->done, nullptr);
+            }
+            Actions actions;
+            if (result.ok() && result->outcome == ExtendOutcome::kNotHeld) {
+              // What a minority still has is worth nothing.
+              absl::MutexLock lock(&attempt->mutex);
+              if (std::exchange(attempt->holds, false)) {
+                for (size_t j = 0; j < self->size(); ++j) {
+                  if (attempt->nodes[j].vote == Vote::kGranted) self->Drop(attempt, j, actions);
+                }
+              }
+            }
+            RunAll(std::move(actions));
+            self->Leave(attempt);
+            done(std::move(result));
+          });
+    }
+  });
+}
+
+// ---- Watch -------------------------------------------------------------------------------------
+
+Subscription Quorum::Watch(const WatchRequest& request, WatchCallback on_event) {
+  const AttemptPtr attempt = FindOrAdd(request.acquisition, request.resource);
+  const AcquisitionId caller = request.acquisition;
+  auto watching = std::make_shared<Attempt::Watching>();
+  watching->role = request.role;
+  watching->owner = std::string(request.owner);
+  watching->priority = request.priority;
+  watching->reservation_lease = request.reservation_lease;
+  watching->on_event = std::move(on_event);
+  std::vector<Subscription> old;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    watching->number = ++attempt->watches;
+    attempt->watching = watching;
+    for (Node& node : attempt->nodes) {
+      old.push_back(std::move(node.subscription));
+      node.signalled = false;
+      node.yielding = false;
+      node.lost = false;
+    }
+  }
+  old.clear();
+  bool lost = false;
+  for (size_t i = 0; i < size(); ++i) WatchServer(attempt, i);
+  if (request.role == WatchRole::kHolder) {
+    absl::MutexLock lock(&attempt->mutex);
+    lost = !attempt->holds && attempt->watching == watching && !watching->told_end;
+    if (lost) {
+      watching->told_end = true;
+      watching->events.push_back({.kind = WatchEventKind::kHoldEnded, .why = HoldEnd::kExpired});
+    }
+  }
+  if (lost) Tell(attempt, watching);
+  return Subscription([weak = weak_from_this(), attempt, watching, caller] {
+    std::vector<Subscription> ended;
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      watching->events.clear();
+      if (attempt->watching != watching) return;
+      attempt->watching = nullptr;
+      for (Node& node : attempt->nodes) ended.push_back(std::move(node.subscription));
+    }
+    ended.clear();
+    if (auto self = weak.lock()) self->ForgetIfIdle(caller, attempt);
+  });
+}
+
+void Quorum::WatchServer(const AttemptPtr& attempt, size_t i) {
+  WatchRequest request;
+  std::shared_ptr<Attempt::Watching> watching;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    watching = attempt->watching;
+    if (watching == nullptr) return;
+    request = {.resource = attempt->resource,
+               .acquisition = attempt->nodes[i].id,
+               .role = watching->role,
+               .hint = attempt->nodes[i].hint,
+               .owner = watching->owner,
+               .priority = watching->priority,
+               // Reservations of single servers would go to different waiters.
+               .barging = true,
+               .reservation_lease = watching->reservation_lease};
+    // A holder has nothing to hear from a server that does not know it.
+    if (watching->role == WatchRole::kHolder && attempt->nodes[i].vote != Vote::kGranted) return;
+  }
+  Subscription subscription =
+      servers_[i]->Watch(request, [weak = weak_from_this(), attempt, i, number = watching->number,
+                                   id = request.acquisition](const WatchEvent& event) {
+        const auto self = weak.lock();
+        if (self == nullptr) return;
+        {
+          absl::MutexLock lock(&attempt->mutex);
+          if (attempt->nodes[i].id != id) return;
+        }
+        self->OnEvent(attempt, i, number, event);
+      });
+  // What is left in `subscription` ends when the mutex is free again: ending it is a call.
+  absl::MutexLock lock(&attempt->mutex);
+  if (attempt->watching == watching && attempt->nodes[i].id == request.acquisition) {
+    std::swap(attempt->nodes[i].subscription, subscription);
+  }
+}
+
+void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const WatchEvent& event) {
+  std::shared_ptr<Attempt::Watching> watching;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    watching = attempt->watching;
+    if (watching == nullptr || watching->number != watch) return;
+    Node& node = attempt->nodes[i];
+    // A watch goes on when its waiter has become the holder.
+    const bool holder = watching->role == WatchRole::kHolder || attempt->holds;
+    switch (event.kind) {
+      case WatchEventKind::kYieldRequested:
+        node.yielding = true;
+        break;
+      case WatchEventKind::kYieldWithdrawn:
+        node.yielding = false;
+        break;
+      case WatchEventKind::kHoldEnded:
+        (holder ? node.lost : node.signalled) = true;
+        break;
+      case WatchEventKind::kDisplaced:
+        break;
+    }
+    size_t whole = 0;  // Held, and wanted by nobody.
+    size_t held = 0;
+    size_t claimable = 0;
+    for (const Node& other : attempt->nodes) {
+      const bool granted = other.vote == Vote::kGranted;
+      held += granted && !other.lost ? 1 : 0;
+      whole += granted && !other.lost && !other.yielding ? 1 : 0;
+      claimable += granted || other.signalled ? 1 : 0;
+    }
+    if (holder) {
+      if (held < majority_) {
+        if (std::exchange(watching->told_end, true)) return;
+        watching->events.push_back(
+            {.kind = WatchEventKind::kHoldEnded,
+             .why = event.kind == WatchEventKind::kHoldEnded ? event.why : HoldEnd::kExpired});
+      } else if (whole < majority_) {
+        // Whoever reserved has, or may have, a majority without us.
+        if (event.kind != WatchEventKind::kYieldRequested) return;
+        // Each server tells of the same thief.
+        if (watching->told_to_yield &&
+            watching->told_to_yield->thief_priority == event.thief_priority &&
+            (event.grace_remaining == absl::InfiniteDuration() ||
+             watching->told_to_yield->grace_remaining != absl::InfiniteDuration())) {
+          return;
+        }
+        watching->told_to_yield = event;
+        watching->events.push_back(event);
+      } else {
+        if (!std::exchange(watching->told_to_yield, std::nullopt)) return;
+        watching->events.push_back({.kind = WatchEventKind::kYieldWithdrawn});
+      }
+    } else if (event.kind == WatchEventKind::kHoldEnded) {
+      // One server's news is no news.
+      if (claimable < majority_) return;
+      for (Node& other : attempt->nodes) other.signalled = false;
+      watching->events.push_back(event);
+    } else if (event.kind == WatchEventKind::kDisplaced) {
+      watching->events.push_back(event);
+    } else {
+      return;
+    }
+  }
+  Tell(attempt, watching);
+}
+
+void Quorum::Tell(const AttemptPtr& attempt, const std::shared_ptr<Attempt::Watching>& watching) {
+  for (bool first = true;; first = false) {
+    WatchEvent event;
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      // One at a time; whoever is telling already goes on with these.
+      if (first && watching->telling) return;
+      watching->telling = !watching->events.empty();
+      if (!watching->telling) return;
+      event = watching->events.front();
+      watching->events.pop_front();
+    }
+    watching->on_event(event);
+  }
+}
+
+// ---- The interface -----------------------------------------------------------------------------
+
+class QuorumBackend final : public LockingProtocol {
+ public:
+  QuorumBackend(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock)
+      : capabilities_(Common(servers)),
+        quorum_(std::make_shared<Quorum>(std::move(servers), clock)) {}
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    if (absl::Status status = CheckRequest(request, capabilities_); !status.ok()) {
+      return done(std::move(status));
+    }
+    quorum_->Obtain(request, std::move(done));
+  }
+
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    if (absl::Status status = CheckRequest(hold, capabilities_); !status.ok()) {
+      return done(std::move(status));
+    }
+    quorum_->Release(hold, std::move(done));
+  }
+
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    absl::Status status = CheckRequest(hold, capabilities_);
+    if (status.ok()) status = CheckLease("lease", lease, capabilities_);
+    if (!status.ok()) return done(std::move(status));
+    quorum_->Extend(hold, lease, std::move(done));
+  }
+
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    if (!CheckRequest(request, capabilities_).ok()) return Subscription();
+    return quorum_->Watch(request, std::move(on_event));
+  }
+
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+
+ private:
+  static BackendCapabilities Common(const std::vector<std::shared_ptr<LockingProtocol>>& servers) {
+    BackendCapabilities common = servers.front()->capabilities();
+    common.name = absl::StrCat("quorum of ", servers.size(), " ", common.name);
+    for (const auto& server : servers) {
+      const BackendCapabilities& one = server->capabilities();
+      common.infinite_lease &= one.infinite_lease;
+      common.max_lease = std::min(common.max_lease, one.max_lease);
+      common.default_lease = std::min(common.default_lease, one.default_lease);
+      common.clock_drift = std::max(common.clock_drift, one.clock_drift);
+      common.lease_margin = std::max(common.lease_margin, one.lease_margin);
+      common.barging &= one.barging;
+      common.forced_handover &= one.forced_handover;
+    }
+    // One server's event may come without a majority's.
+    common.reliable_events = false;
+    common.keeps_order = false;
+    common.confirm = false;
+    common.inspect = false;
+    common.hint_identifies_hold = false;
+    return common;
+  }
+
+  const BackendCapabilities capabilities_;
+  const std::shared_ptr<Quorum> quorum_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<LockingProtocol>> NewQuorumBackend(
+    std::vector<std::shared_ptr<LockingProtocol>> protocols, QuorumOptions options) {
+  if (protocols.empty()) return MakeError(Reason::kInvalidArgument, "protocols is empty");
+  for (size_t i = 0; i < protocols.size(); ++i) {
+    if (protocols[i] == nullptr) {
+      return MakeError(Reason::kInvalidArgument, absl::StrCat("protocols[", i, "] is null"));
+    }
+    for (size_t j = 0; j < i; ++j) {
+      if (protocols[i] == protocols[j]) {
+        return MakeError(Reason::kInvalidArgument,
+                         absl::StrCat("protocols[", j, "] and protocols[", i, "] are the same"));
+      }
+    }
+    if (protocols.size() > 1 && !protocols[i]->capabilities().confirm) {
+      return MakeError(Reason::kNotSupported,
+                       absl::StrCat("protocols[", i, "], '", protocols[i]->capabilities().name,
+                                    "', does not implement Confirm"));
+    }
+  }
+  Clock& clock = options.clock == nullptr ? RealClock() : *options.clock;
+  return std::make_shared<QuorumBackend>(std::move(protocols), clock);
+}
+
+}  // namespace latchkey

@@ -1,0 +1,334 @@
+// Quorums whose servers disagree, fail or answer late, over in-memory backends and over a protocol
+// that answers when the test says so.
+
+#include "latchkey/backends/quorum/quorum_backend.h"
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/strings/match.h"
+#include "absl/time/time.h"
+#include "gtest/gtest.h"
+#include "latchkey/core/lock_error.h"
+#include "latchkey/core/locking_protocol.h"
+#include "latchkey/memory_backend/memory_backend.h"
+#include "latchkey/tests/support/await.h"
+
+namespace latchkey {
+namespace {
+
+// Passes everything on, unless it is down, or until it is let go on.
+class Server final : public LockingProtocol {
+ public:
+  enum class Mode {
+    kWorks,
+    kDown,         // Nothing is executed.
+    kLosesAnswer,  // Executed, and the outcome is unknown.
+    kSlow,         // Executed; answers wait for Answer().
+  };
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    ++obtains;
+    Pass<ObtainReply>([&](auto reply) { inner_->Obtain(request, std::move(reply)); },
+                      std::move(done));
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    Pass<ReleaseOutcome>([&](auto reply) { inner_->Release(hold, std::move(reply)); },
+                         std::move(done));
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    Pass<ExtendReply>([&](auto reply) { inner_->Extend(hold, lease, std::move(reply)); },
+                      std::move(done));
+  }
+  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
+    ++confirms;
+    Pass<ConfirmReply>([&](auto reply) { inner_->Confirm(hold, token, std::move(reply)); },
+                       std::move(done));
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    return inner_->Watch(request, std::move(on_event));
+  }
+  const BackendCapabilities& capabilities() const override { return inner_->capabilities(); }
+
+  void Answer() {
+    mode = Mode::kWorks;
+    while (!held_.empty()) {
+      auto answer = std::move(held_.front());
+      held_.pop_front();
+      answer();
+    }
+  }
+
+  bool Held(std::string_view resource) {
+    bool held = false;
+    inner_->Inspect(resource, [&held](const ResourceState& state) { held = state.held; });
+    return held;
+  }
+
+  // Gives tokens of this resource away, so that this server's fence is ahead.
+  void Advance(std::string_view resource, int grants) {
+    for (int i = 0; i < grants; ++i) {
+      const AcquisitionId id = AcquisitionId::Next();
+      inner_->Obtain({.resource = resource, .acquisition = id}, [](absl::StatusOr<ObtainReply>) {});
+      inner_->Release({.resource = resource, .acquisition = id},
+                      [](absl::StatusOr<ReleaseOutcome>) {});
+    }
+  }
+
+  LockingProtocol& inner() { return *inner_; }
+
+  Mode mode = Mode::kWorks;
+  int obtains = 0;
+  int confirms = 0;
+
+ private:
+  template <typename T, typename Call, typename Done>
+  void Pass(Call call, Done done) {
+    switch (mode) {
+      case Mode::kDown:
+        done(BackendUnavailableError("it is down"));
+        return;
+      case Mode::kLosesAnswer:
+        call([](absl::StatusOr<T>) {});
+        done(BackendUnknownError("the answer is lost"));
+        return;
+      case Mode::kWorks:
+        call(std::move(done));
+        return;
+      case Mode::kSlow: {
+        auto reply = std::make_shared<absl::StatusOr<T>>(absl::InternalError("none"));
+        call([reply](absl::StatusOr<T> r) { *reply = std::move(r); });
+        held_.push_back([reply, done = std::move(done)]() mutable { done(std::move(*reply)); });
+        return;
+      }
+    }
+  }
+
+  // One shard, so that one counter makes all tokens.
+  std::shared_ptr<LockingProtocol> inner_ = NewMemoryBackend({.shards = 1});
+  std::deque<absl::AnyInvocable<void()>> held_;
+};
+
+struct Cluster {
+  explicit Cluster(int n) {
+    std::vector<std::shared_ptr<LockingProtocol>> protocols;
+    for (int i = 0; i < n; ++i) {
+      servers.push_back(std::make_shared<Server>());
+      protocols.push_back(servers.back());
+    }
+    quorum = *NewQuorumBackend(protocols);
+    other = *NewQuorumBackend(protocols);
+  }
+  int HeldOn(std::string_view resource) {
+    int held = 0;
+    for (auto& server : servers) held += server->Held(resource) ? 1 : 0;
+    return held;
+  }
+  std::vector<std::shared_ptr<Server>> servers;
+  std::shared_ptr<LockingProtocol> quorum;
+  std::shared_ptr<LockingProtocol> other;
+};
+
+ObtainRequest Request(AcquisitionId id, Priority priority = 0) {
+  return {.resource = "r",
+          .acquisition = id,
+          .priority = priority,
+          .lease = absl::Hours(1),
+          .reserve_below = priority,
+          .reservation_lease = absl::Minutes(1)};
+}
+
+absl::StatusOr<ObtainReply> Obtain(LockingProtocol& backend, const ObtainRequest& request) {
+  return Await<ObtainReply>([&](auto done) { backend.Obtain(request, std::move(done)); });
+}
+
+absl::StatusOr<ReleaseOutcome> Release(LockingProtocol& backend, AcquisitionId id) {
+  return Await<ReleaseOutcome>(
+      [&](auto done) { backend.Release({.resource = "r", .acquisition = id}, std::move(done)); });
+}
+
+TEST(QuorumBackendTest, NeedsProtocolsThatAreThereDifferentAndAbleToConfirm) {
+  EXPECT_EQ(ReasonOf(NewQuorumBackend({}).status()), Reason::kInvalidArgument);
+  const auto one = NewMemoryBackend();
+  EXPECT_EQ(ReasonOf(NewQuorumBackend({one, nullptr}).status()), Reason::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(NewQuorumBackend({one, one}).status()), Reason::kInvalidArgument);
+  EXPECT_TRUE(NewQuorumBackend({one}).ok());
+}
+
+TEST(QuorumBackendTest, AMajorityIsEnoughAndTheDeadDoNotDelayIt) {
+  Cluster cluster(5);
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  cluster.servers[3]->mode = Server::Mode::kDown;
+  const AcquisitionId a = AcquisitionId::Next();
+  const auto reply = Obtain(*cluster.quorum, Request(a));
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->outcome, ObtainOutcome::kObtained);
+  EXPECT_EQ(cluster.HeldOn("r"), 3);
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kReleased);
+  EXPECT_EQ(cluster.HeldOn("r"), 0);
+}
+
+TEST(QuorumBackendTest, AnswersAsSoonAsAMajorityHasDecided) {
+  Cluster cluster(3);
+  cluster.servers[2]->mode = Server::Mode::kSlow;
+  const AcquisitionId a = AcquisitionId::Next();
+  const auto reply = Obtain(*cluster.quorum, Request(a));  // Would hang otherwise.
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->outcome, ObtainOutcome::kObtained);
+  cluster.servers[2]->Answer();
+  // The late grant belongs to the hold, and goes with it.
+  EXPECT_EQ(cluster.HeldOn("r"), 3);
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kReleased);
+  EXPECT_EQ(cluster.HeldOn("r"), 0);
+}
+
+TEST(QuorumBackendTest, WithoutAMajorityNothingIsKeptAndEveryVoteIsTold) {
+  Cluster cluster(3);
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  cluster.servers[2]->mode = Server::Mode::kDown;
+  const auto reply = Obtain(*cluster.quorum, Request(AcquisitionId::Next()));
+  EXPECT_EQ(ReasonOf(reply.status()), Reason::kBackendUnavailable) << reply.status();
+  const std::string message(reply.status().message());
+  EXPECT_TRUE(absl::StrContains(message, "server 1: it is down")) << message;
+  EXPECT_TRUE(absl::StrContains(message, "server 2: granted")) << message;
+  EXPECT_TRUE(absl::StrContains(message, "server 3: it is down")) << message;
+  EXPECT_EQ(cluster.HeldOn("r"), 0);
+}
+
+TEST(QuorumBackendTest, AnUnknownOutcomeIsCompensated) {
+  Cluster cluster(3);
+  cluster.servers[0]->mode = Server::Mode::kLosesAnswer;
+  cluster.servers[1]->mode = Server::Mode::kLosesAnswer;
+  const auto reply = Obtain(*cluster.quorum, Request(AcquisitionId::Next()));
+  EXPECT_EQ(ReasonOf(reply.status()), Reason::kBackendUnknown) << reply.status();
+  EXPECT_EQ(cluster.HeldOn("r"), 0);
+}
+
+TEST(QuorumBackendTest, ASplitVoteIsGivenBackByBoth) {
+  Cluster cluster(3);
+  // Strangers hold one server each; nobody has two.
+  const AcquisitionId stranger = AcquisitionId::Next();
+  Obtain(cluster.servers[0]->inner(), Request(stranger)).IgnoreError();
+  cluster.servers[1]->mode = Server::Mode::kDown;
+  const auto reply = Obtain(*cluster.quorum, Request(AcquisitionId::Next()));
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->outcome, ObtainOutcome::kDenied);
+  EXPECT_EQ(cluster.HeldOn("r"), 1);
+}
+
+TEST(QuorumBackendTest, ServersThatAgreeNeedNoSecondRound) {
+  Cluster cluster(5);
+  const auto reply = Obtain(*cluster.quorum, Request(AcquisitionId::Next()));
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  for (const auto& server : cluster.servers) EXPECT_EQ(server->confirms, 0);
+}
+
+TEST(QuorumBackendTest, TheTokenIsTheLargestOfTheMajorityAndIsWrittenBack) {
+  Cluster cluster(3);
+  cluster.servers[1]->Advance("r", 40);
+  const AcquisitionId a = AcquisitionId::Next();
+  const auto reply = Obtain(*cluster.quorum, Request(a));
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->token, 41u);
+  Release(*cluster.quorum, a).IgnoreError();
+  // The one that was ahead is gone; a majority of the others remembers.
+  cluster.servers[1]->mode = Server::Mode::kDown;
+  const auto next = Obtain(*cluster.quorum, Request(AcquisitionId::Next()));
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_GT(next->token, 41u);
+}
+
+TEST(QuorumBackendTest, NobodyIsInsideBeforeAMajorityHasConfirmed) {
+  Cluster cluster(3);
+  cluster.servers[0]->Advance("r", 10);
+  cluster.servers[2]->mode = Server::Mode::kDown;
+  const AcquisitionId a = AcquisitionId::Next();
+  std::optional<absl::StatusOr<ObtainReply>> reply;
+  // The grants come, and then the second server keeps its confirmation back.
+  cluster.servers[1]->mode = Server::Mode::kSlow;
+  cluster.quorum->Obtain(Request(a), [&](absl::StatusOr<ObtainReply> r) { reply = std::move(r); });
+  EXPECT_FALSE(reply.has_value());
+  cluster.servers[1]->Answer();
+  ASSERT_TRUE(reply.has_value());
+  ASSERT_TRUE(reply->ok()) << reply->status();
+  EXPECT_EQ(cluster.servers[1]->confirms, 1);
+  EXPECT_EQ((*reply)->token, 11u);
+}
+
+TEST(QuorumBackendTest, AThiefWaitsForAMajorityAndEntersWhenTheHolderHasLeft) {
+  Cluster cluster(3);
+  const AcquisitionId a = AcquisitionId::Next();
+  const AcquisitionId b = AcquisitionId::Next();
+  const auto held = Obtain(*cluster.quorum, Request(a));
+  const auto reserved = Obtain(*cluster.other, Request(b, 5));
+  ASSERT_TRUE(reserved.ok()) << reserved.status();
+  EXPECT_EQ(reserved->outcome, ObtainOutcome::kReserved);
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kReleased);
+  const auto entered = Obtain(*cluster.other, Request(b, 5));
+  ASSERT_TRUE(entered.ok()) << entered.status();
+  EXPECT_EQ(entered->outcome, ObtainOutcome::kObtained);
+  EXPECT_GT(entered->token, held->token);
+}
+
+TEST(QuorumBackendTest, OfCompetingThievesTheDisplacedMinorityWithdraws) {
+  Cluster cluster(3);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*cluster.quorum, Request(a)).IgnoreError();
+  // An equal thief has one server's reservation; ours gets the two others.
+  const AcquisitionId equal = AcquisitionId::Next();
+  Obtain(cluster.servers[0]->inner(), Request(equal, 5)).IgnoreError();
+  const AcquisitionId b = AcquisitionId::Next();
+  const auto ours = Obtain(*cluster.other, Request(b, 5));
+  ASSERT_TRUE(ours.ok()) << ours.status();
+  EXPECT_EQ(ours->outcome, ObtainOutcome::kReserved);
+  // A higher one takes all; ours is told so when it asks, and leaves nothing behind.
+  const AcquisitionId c = AcquisitionId::Next();
+  EXPECT_EQ(Obtain(*cluster.quorum, Request(c, 9))->outcome, ObtainOutcome::kReserved);
+  EXPECT_EQ(Obtain(*cluster.other, Request(b, 5))->outcome, ObtainOutcome::kDenied);
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kReleased);
+  EXPECT_EQ(Obtain(*cluster.quorum, Request(c, 9))->outcome, ObtainOutcome::kObtained);
+}
+
+TEST(QuorumBackendTest, AMajorityExtendsAndAMinorityDoesNot) {
+  Cluster cluster(3);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*cluster.quorum, Request(a)).IgnoreError();
+  auto extend = [&] {
+    return Await<ExtendReply>([&](auto done) {
+      cluster.quorum->Extend({.resource = "r", .acquisition = a}, absl::Hours(2), std::move(done));
+    });
+  };
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  EXPECT_EQ(extend()->outcome, ExtendOutcome::kExtended);
+  cluster.servers[1]->mode = Server::Mode::kDown;
+  EXPECT_EQ(ReasonOf(extend().status()), Reason::kBackendUnknown);
+  cluster.servers[0]->mode = Server::Mode::kWorks;
+  cluster.servers[1]->mode = Server::Mode::kWorks;
+  EXPECT_EQ(extend()->outcome, ExtendOutcome::kExtended);
+}
+
+TEST(QuorumBackendTest, AReleaseIsRepeatable) {
+  Cluster cluster(3);
+  const AcquisitionId a = AcquisitionId::Next();
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kNotHeld);
+  Obtain(*cluster.quorum, Request(a)).IgnoreError();
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kReleased);
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kNotHeld);
+}
+
+TEST(QuorumBackendTest, AReleaseThatAMajorityDoesNotAnswerIsUnknown) {
+  Cluster cluster(3);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*cluster.quorum, Request(a)).IgnoreError();
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  cluster.servers[1]->mode = Server::Mode::kDown;
+  EXPECT_EQ(ReasonOf(Release(*cluster.quorum, a).status()), Reason::kBackendUnknown);
+}
+
+}  // namespace
+}  // namespace latchkey
