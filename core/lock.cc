@@ -162,6 +162,14 @@ absl::Status Lock::Release() {
   return status;
 }
 
+void Lock::ReleaseDirect(absl::AnyInvocable<void(absl::Status)> done) {
+  if (internal::Hold* const held = hold()) {
+    held->Release(std::move(done));
+  } else {
+    done(Release());
+  }
+}
+
 void Lock::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
   if (target_ <= kReleasedPlain) {
     if (done != nullptr) done(Release());

@@ -49,12 +49,15 @@ namespace internal {
 class Hold;
 class ManagerCore;
 struct CoreShard;
+struct LockSetRep;
 }  // namespace internal
 
 enum class LockState { kEmpty, kHeld, kYielding, kReleased, kStolen, kExpired, kLost };
 
 // "Held", "Yielding", ...
 std::string_view LockStateName(LockState state);
+
+class LockSet;
 
 class [[nodiscard]] Lock {
  public:
@@ -130,6 +133,8 @@ class [[nodiscard]] Lock {
  private:
   friend class internal::Hold;
   friend class internal::ManagerCore;
+  friend struct internal::LockSetRep;
+  friend class LockSet;
 
   // What target_ says: nothing held; released in the plain form; else a pointer, to a CoreShard
   // (the plain form: the backend knows everything there is to know), or, with kHoldTag set, to a
@@ -151,6 +156,8 @@ class [[nodiscard]] Lock {
   // Gives a plain lock a life of its own, when somebody wants to listen to it.
   internal::Hold& NeedHold() const;
   void Drop();
+  // Releases; `done` runs on whatever thread the backend answers.
+  void ReleaseDirect(absl::AnyInvocable<void(absl::Status)> done);
 
   mutable uintptr_t target_ = kNothing;
   AcquisitionId id_;

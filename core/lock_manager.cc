@@ -50,6 +50,50 @@ void LockManager::AcquireAsync(ResourceName resource, const AcquireOptions& opti
   core_->AcquireAsync(resource, options, std::move(done));
 }
 
+namespace {
+
+template <typename Names>
+std::vector<LockRequest> RequestsOf(const Names& resources, const AcquireOptions& options) {
+  std::vector<LockRequest> requests;
+  requests.reserve(resources.size());
+  for (const auto& resource : resources) {
+    requests.push_back({.resource = std::string(resource), .options = options});
+  }
+  return requests;
+}
+
+}  // namespace
+
+absl::StatusOr<LockSet> LockManager::AcquireAll(std::initializer_list<std::string_view> resources,
+                                                const AcquireOptions& options, LockOrder order) {
+  return core_->AcquireAll(RequestsOf(resources, options), order);
+}
+
+absl::StatusOr<LockSet> LockManager::AcquireAll(absl::Span<const std::string> resources,
+                                                const AcquireOptions& options, LockOrder order) {
+  return core_->AcquireAll(RequestsOf(resources, options), order);
+}
+
+absl::StatusOr<LockSet> LockManager::AcquireAll(absl::Span<const LockRequest> requests,
+                                                LockOrder order) {
+  return core_->AcquireAll({requests.begin(), requests.end()}, order);
+}
+
+void LockManager::AcquireAllAsync(std::initializer_list<std::string_view> resources,
+                                  const AcquireOptions& options, AcquireAllCallback done) {
+  core_->AcquireAllAsync(RequestsOf(resources, options), LockOrder::kSorted, std::move(done));
+}
+
+void LockManager::AcquireAllAsync(absl::Span<const std::string> resources,
+                                  const AcquireOptions& options, AcquireAllCallback done) {
+  core_->AcquireAllAsync(RequestsOf(resources, options), LockOrder::kSorted, std::move(done));
+}
+
+void LockManager::AcquireAllAsync(absl::Span<const LockRequest> requests, LockOrder order,
+                                  AcquireAllCallback done) {
+  core_->AcquireAllAsync({requests.begin(), requests.end()}, order, std::move(done));
+}
+
 bool LockManager::IsBusy(ResourceName resource) const { return core_->IsBusy(resource); }
 
 bool LockManager::IsBusy() const { return core_->IsBusy(); }

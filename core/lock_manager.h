@@ -17,19 +17,23 @@
 #define LATCHKEY_CORE_LOCK_MANAGER_H_
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "latchkey/core/acquire_options.h"
 #include "latchkey/core/clock.h"
 #include "latchkey/core/executor.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/lock_set.h"
 #include "latchkey/core/locking_protocol.h"
 #include "latchkey/core/observer.h"
 #include "latchkey/core/policy/admission_policy.h"
@@ -75,6 +79,19 @@ struct ResourceSnapshot {
 };
 
 using AcquireCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>)>;
+using AcquireAllCallback = absl::AnyInvocable<void(absl::StatusOr<LockSet>)>;
+
+// One member of a set, with an owner, a priority and options of its own.
+struct LockRequest {
+  std::string resource = {};
+  AcquireOptions options = {};
+};
+
+// In which order a set takes its members.
+enum class LockOrder {
+  kSorted,  // By their bytes. Sets that do so never wait for each other in a circle.
+  kAsGiven,
+};
 
 class LockManager {
  public:
@@ -101,6 +118,35 @@ class LockManager {
   // Calls `done` exactly once on the executor, with the lock or the reason why not; possibly before
   // this returns. Destroying the manager, `options.cancel` and the timeout end the wait.
   void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
+
+  // Waits for all of these resources, or none; duplicates are dropped, and an empty list succeeds
+  // at once with a set of nothing. Nobody is asked to yield as long as another member cannot be had
+  // anyway. If a member is taken away before the set is complete, everything is given back and
+  // asked for anew.
+  //
+  // The timeout is one over all. An attempt, as in `max_attempts`, is a round in which some member
+  // was not to be had even by preemption. Leases count from the moment when the set is complete,
+  // as far as `max_hold` allows. Errors: as Acquire.
+  absl::StatusOr<LockSet> AcquireAll(std::initializer_list<std::string_view> resources,
+                                     const AcquireOptions& options = {},
+                                     LockOrder order = LockOrder::kSorted);
+  absl::StatusOr<LockSet> AcquireAll(absl::Span<const std::string> resources,
+                                     const AcquireOptions& options = {},
+                                     LockOrder order = LockOrder::kSorted);
+
+  // The same with an owner, a priority and options for each member. Of timeouts and attempts the
+  // smallest counts, and any `cancel` cancels all. Of duplicates the first counts, with the highest
+  // priority, and preemptible only if all are.
+  absl::StatusOr<LockSet> AcquireAll(absl::Span<const LockRequest> requests,
+                                     LockOrder order = LockOrder::kSorted);
+
+  // The same without waiting; see AcquireAsync.
+  void AcquireAllAsync(std::initializer_list<std::string_view> resources,
+                       const AcquireOptions& options, AcquireAllCallback done);
+  void AcquireAllAsync(absl::Span<const std::string> resources, const AcquireOptions& options,
+                       AcquireAllCallback done);
+  void AcquireAllAsync(absl::Span<const LockRequest> requests, LockOrder order,
+                       AcquireAllCallback done);
 
   // Does anybody hold or wait for the resource? For any resource at all?
   bool IsBusy(ResourceName resource) const;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/set_request.h"
 #include "latchkey/core/lock_error.h"
 
 namespace latchkey::internal {
@@ -26,7 +27,15 @@ absl::Status InvalidField(std::string_view resource, std::string_view field, std
                                 ResourceForMessage(resource), ")"));
 }
 
-std::string_view FinishedText(Reason reason) {
+uint64_t RandomSeed(uint64_t wanted) {
+  if (wanted != 0) return wanted;
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+std::string_view WhyGivenUp(Reason reason) {
   switch (reason) {
     case Reason::kAcquireTimeout:
       return "acquire_timeout is over";
@@ -42,14 +51,6 @@ std::string_view FinishedText(Reason reason) {
       return ReasonName(reason);
   }
 }
-
-uint64_t RandomSeed(uint64_t wanted) {
-  if (wanted != 0) return wanted;
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
-
-}  // namespace
 
 // ---- Waiter
 // ---------------------------------------------------------------------------------------
@@ -93,8 +94,17 @@ ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOp
   for (CoreShard& shard : shards_) shard.core = this;
 }
 
+ManagerCore::~ManagerCore() = default;
+
 void ManagerCore::Shutdown() {
   shut_down_.store(true);
+  absl::flat_hash_map<SetRequest*, RefPtr<SetRequest>> sets;
+  {
+    absl::MutexLock lock(&sets_mu_);
+    sets.swap(sets_);
+  }
+  for (const auto& [raw, request] : sets) request->Shutdown();
+  sets.clear();
   for (CoreShard& shard : shards_) {
     std::vector<std::string> resources;
     {
@@ -222,15 +232,18 @@ bool ManagerCore::GoesDirectly(const Plan& plan, const AcquireOptions& options) 
          options.acquire_timeout == absl::ZeroDuration();
 }
 
-void ManagerCore::YieldToQueue(CoreShard& shard, const ResourceName& resource,
-                               ObtainRequest& request) {
-  if (barging_ || shard.waiting.load(std::memory_order_relaxed) == 0) return;
+bool ManagerCore::SomebodyIsAhead(CoreShard& shard, const ResourceName& resource,
+                                  Priority priority) {
+  if (barging_ || shard.waiting.load(std::memory_order_relaxed) == 0) return false;
   absl::MutexLock lock(&shard.mu);
   const auto queue = shard.queues.find(resource.bytes());
-  if (queue == shard.queues.end() || queue->second->by_priority.empty()) return;
-  if ((*queue->second->by_priority.begin())->plan.priority >= request.priority) {
-    request.reserve_below.reset();
-  }
+  return queue != shard.queues.end() && !queue->second->by_priority.empty() &&
+         (*queue->second->by_priority.begin())->plan.priority >= priority;
+}
+
+void ManagerCore::YieldToQueue(CoreShard& shard, const ResourceName& resource,
+                               ObtainRequest& request) {
+  if (SomebodyIsAhead(shard, resource, request.priority)) request.reserve_below.reset();
 }
 
 bool ManagerCore::NeedsHold(const Plan& plan) const {
@@ -347,9 +360,23 @@ absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const Resource
 
 void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& options,
                                AcquireCallback done) {
+  StartAcquire(resource, options, std::move(done), /*direct=*/false);
+}
+
+void ManagerCore::StartAcquire(ResourceName resource, const AcquireOptions& options,
+                               AcquireCallback done, bool direct) {
+  const auto tell = [this, direct](AcquireCallback callback, absl::StatusOr<Lock> lock) {
+    if (direct) {
+      callback(std::move(lock));
+      return;
+    }
+    RunUser([callback = std::move(callback), lock = std::move(lock)]() mutable {
+      callback(std::move(lock));
+    });
+  };
   Plan plan;
   if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) {
-    RunUser([done = std::move(done), bad = std::move(bad)]() mutable { done(std::move(bad)); });
+    tell(std::move(done), std::move(bad));
     return;
   }
   CoreShard& shard = ShardOf(resource);
@@ -364,25 +391,23 @@ void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& opti
     ObtainRequest request = RequestOf(resource, id, plan);
     YieldToQueue(shard, resource, request);
     absl::StatusOr<ObtainReply> answer = AskNow(request);
-    if (!answer.ok() || answer->token != 0) {
-      if (answer.ok()) {
-        if (Observer* const seen = observer()) {
-          seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
-        }
-      } else {
-        shard.Unref();
+    if (!answer.ok()) {
+      tell(std::move(done), answer.status());
+      shard.Unref();
+      return;
+    }
+    if (answer->token != 0) {
+      if (Observer* const seen = observer()) {
+        seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
       }
-      absl::StatusOr<Lock> lock = Lock();
-      if (!answer.ok()) lock = answer.status();
-      if (answer.ok()) lock = Granted(shard, resource, id, plan, asked_at, *answer);
-      RunUser(
-          [done = std::move(done), lock = std::move(lock)]() mutable { done(std::move(lock)); });
+      tell(std::move(done), Granted(shard, resource, id, plan, asked_at, *answer));
       return;
     }
     first = *std::move(answer);
   }
   auto waiter = RefPtr<Waiter>::Adopt(new Waiter(&shard, resource, plan, options, std::move(done)));
   waiter->id = id;
+  waiter->direct = direct;
   waiter->asked_at = asked_at;
   if (first) waiter->answer = *std::move(first);
   Enqueue(std::move(waiter));
@@ -446,17 +471,98 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
     return answer.status();
   }
   if (answer->token == 0) {
-    return MakeError(
-        Reason::kHeldByOther,
-        absl::StrCat("could not lock ", ResourceForMessage(resource),
-                     " without waiting: it is held by ", OwnerForMessage(answer->other_owner),
-                     " with priority ", answer->other_priority));
+    return HeldByOther(resource, *answer);
   }
   if (Observer* const seen = observer()) {
     seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
   }
   shard.Ref();
   return Granted(shard, resource, id, plan, asked_at, *answer);
+}
+
+absl::Status ManagerCore::HeldByOther(std::string_view resource, const ObtainReply& answer) {
+  return MakeError(
+      Reason::kHeldByOther,
+      absl::StrCat("could not lock ", ResourceForMessage(resource),
+                   " without waiting: it is held by ", OwnerForMessage(answer.other_owner),
+                   " with priority ", answer.other_priority));
+}
+
+void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options, TryCallback done) {
+  Plan plan;
+  if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) {
+    done(std::move(bad), std::nullopt);
+    return;
+  }
+  plan.reserve_below.reset();
+  plan.grace.reset();
+  CoreShard& shard = ShardOf(resource);
+  shard.Ref();
+  const AcquisitionId id = AcquisitionId::Next();
+  const absl::Time asked_at =
+      plan.lease != absl::InfiniteDuration() ? clock_.Now() : absl::UnixEpoch();
+  backend_->Obtain(
+      RequestOf(resource, id, plan),
+      [this, &shard, name = std::string(resource.bytes()), hashed = resource, id, plan, asked_at,
+       done = std::move(done)](absl::StatusOr<ObtainReply> answer) mutable {
+        const ResourceName resource = hashed.WithBytes(name);
+        if (answer.ok() && answer->token != 0) {
+          if (Observer* const seen = observer()) {
+            seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
+          }
+          done(Granted(shard, resource, id, plan, asked_at, *answer), std::nullopt);
+          return;
+        }
+        if (answer.ok()) {
+          absl::Status held = HeldByOther(resource, *answer);
+          done(std::move(held), *std::move(answer));
+        } else {
+          if (ReasonOf(answer.status()) == Reason::kBackendUnknown) {
+            backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
+          }
+          done(answer.status(), std::nullopt);
+        }
+        shard.Unref();
+      });
+}
+
+// ---- Sets
+// ------------------------------------------------------------------------------------------------
+
+absl::StatusOr<LockSet> ManagerCore::AcquireAll(std::vector<LockRequest> requests,
+                                                LockOrder order) {
+  absl::StatusOr<RefPtr<SetRequest>> request =
+      SetRequest::Create(*this, std::move(requests), order);
+  if (!request.ok()) return request.status();
+  if (CallbackScope::Active()) return WouldBlockError("AcquireAll()", "");
+  return (*request)->Wait();
+}
+
+void ManagerCore::AcquireAllAsync(std::vector<LockRequest> requests, LockOrder order,
+                                  AcquireAllCallback done) {
+  absl::StatusOr<RefPtr<SetRequest>> request =
+      SetRequest::Create(*this, std::move(requests), order);
+  if (request.ok()) {
+    (*request)->Start(std::move(done));
+    return;
+  }
+  RunUser([done = std::move(done), bad = request.status()]() mutable { done(std::move(bad)); });
+}
+
+bool ManagerCore::AddSetRequest(SetRequest* request) {
+  absl::MutexLock lock(&sets_mu_);
+  if (shut_down_.load()) return false;
+  sets_.emplace(request, RefPtr<SetRequest>::Share(request));
+  return true;
+}
+
+void ManagerCore::RemoveSetRequest(SetRequest* request) {
+  RefPtr<SetRequest> last;  // Goes without the mutex.
+  absl::MutexLock lock(&sets_mu_);
+  const auto found = sets_.find(request);
+  if (found == sets_.end()) return;
+  std::swap(last, found->second);
+  sets_.erase(found);
 }
 
 // ---- Waiting
@@ -576,7 +682,7 @@ bool ManagerCore::MayHaveLeftSomething(const Waiter& waiter) const {
 
 absl::Status ManagerCore::GiveUpError(const Waiter& waiter, Reason reason) const {
   std::string message = absl::StrCat("could not lock ", ResourceForMessage(waiter.resource), ": ",
-                                     FinishedText(reason));
+                                     WhyGivenUp(reason));
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(waiter.options.acquire_timeout), ")");
   }

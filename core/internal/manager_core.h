@@ -8,8 +8,8 @@
 // One thread at a time works on a queue (Pump): it decides under the shard's mutex what to do next
 // and does it without the mutex, so that the backend, and whoever is told, may call back.
 //
-// Lock order: CoreShard::mu, then a clock's own mutex. No other mutex is taken under it: the
-// backend, executors and user code are called with none held.
+// Lock order: CoreShard::mu or sets_mu_, then a clock's own mutex. No other mutex is taken under
+// it: the backend, executors and user code are called with none held.
 #ifndef LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
 #define LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
 
@@ -39,7 +39,11 @@
 namespace latchkey::internal {
 
 class ManagerCore;
+class SetRequest;
 struct WaitQueue;
+
+// For messages: why a request ended without a lock.
+std::string_view WhyGivenUp(Reason reason);
 
 // What a request asks for, with the manager's and the backend's defaults filled in.
 struct Plan {
@@ -165,6 +169,8 @@ class ManagerCore {
   absl::StatusOr<Lock> Acquire(ResourceName resource, const AcquireOptions& options);
   absl::StatusOr<Lock> TryAcquire(ResourceName resource, const AcquireOptions& options);
   void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
+  absl::StatusOr<LockSet> AcquireAll(std::vector<LockRequest> requests, LockOrder order);
+  void AcquireAllAsync(std::vector<LockRequest> requests, LockOrder order, AcquireAllCallback done);
   bool IsBusy(ResourceName resource);
   bool IsBusy();
   std::vector<ResourceSnapshot> Snapshot();
@@ -179,8 +185,12 @@ class ManagerCore {
   absl::Time ValidUntil(absl::Time sent, absl::Duration remaining) const;
   // A random number in [0, 1) for jitter.
   double Random();
+  const RetryPolicy& RetryOf(const AcquireOptions& options) const {
+    return options.retry != nullptr ? *options.retry : *options_.retry;
+  }
 
  private:
+  friend class SetRequest;
   friend struct CoreShard;
   friend struct Waiter;
 
@@ -188,7 +198,7 @@ class ManagerCore {
   // How often in a row the backend may fail to answer before a waiting request gives up.
   static constexpr int kMostFailures = 5;
 
-  ~ManagerCore() = default;
+  ~ManagerCore();
 
   CoreShard& ShardOf(const ResourceName& resource) {
     return shards_[(resource.hash() >> 20) % kShards];
@@ -204,10 +214,27 @@ class ManagerCore {
   // Past a queue, a request may only re-enter or take what is free, unless it comes before all that
   // wait there: they were first to ask the holder to yield.
   void YieldToQueue(CoreShard& shard, const ResourceName& resource, ObtainRequest& request);
+  bool SomebodyIsAhead(CoreShard& shard, const ResourceName& resource, Priority priority);
   bool NeedsHold(const Plan& plan) const;
   // The lock of a grant. Takes over a live reference.
   Lock Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id, const Plan& plan,
                absl::Time sent, const ObtainReply& reply);
+
+  // Told with no executor in between, on whatever thread the news comes.
+  void AcquireDirect(ResourceName resource, const AcquireOptions& options, AcquireCallback done) {
+    StartAcquire(resource, options, std::move(done), /*direct=*/true);
+  }
+  void StartAcquire(ResourceName resource, const AcquireOptions& options, AcquireCallback done,
+                    bool direct);
+  // Takes the lock if it is free; else `done` gets the answer beside the error. Told directly.
+  // `options` must outlive the call of `done`.
+  using TryCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>, std::optional<ObtainReply>)>;
+  void TryAsync(ResourceName resource, const AcquireOptions& options, TryCallback done);
+  static absl::Status HeldByOther(std::string_view resource, const ObtainReply& answer);
+
+  // For sets that wait. False: the manager is being destroyed.
+  bool AddSetRequest(SetRequest* request) ABSL_LOCKS_EXCLUDED(sets_mu_);
+  void RemoveSetRequest(SetRequest* request) ABSL_LOCKS_EXCLUDED(sets_mu_);
 
   absl::StatusOr<Lock> AcquireSlowly(CoreShard& shard, const ResourceName& resource,
                                      const Plan& plan, const AcquireOptions& options,
@@ -251,6 +278,9 @@ class ManagerCore {
   std::atomic<int64_t> sequence_{0};
   std::atomic<uint64_t> random_state_;
   std::atomic<bool> shut_down_{false};
+
+  absl::Mutex sets_mu_;
+  absl::flat_hash_map<SetRequest*, RefPtr<SetRequest>> sets_ ABSL_GUARDED_BY(sets_mu_);
 };
 
 inline void CoreShard::Unref() {

@@ -1,0 +1,56 @@
+// What a LockSet consists of.
+#ifndef LATCHKEY_CORE_INTERNAL_LOCK_SET_REP_H_
+#define LATCHKEY_CORE_INTERNAL_LOCK_SET_REP_H_
+
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lock.h"
+
+namespace latchkey::internal {
+
+// What the callbacks of a set's members share.
+class SetListeners;
+
+// Thread-compatible, like the LockSet that owns it.
+struct LockSetRep {
+  struct Member {
+    std::string resource;
+    Lock lock;
+  };
+
+  // Passes a member's request to stop on to the set.
+  struct StopFn {
+    std::stop_source source;
+    void operator()() const {
+      // The callbacks may destroy the set, and this with it.
+      std::stop_source kept = source;
+      kept.request_stop();
+    }
+  };
+
+  LockSetRep();
+  ~LockSetRep();
+
+  // The lock's hold, which it is given if it has none. It must hold something.
+  static Hold& HoldOf(const Lock& lock) { return lock.NeedHold(); }
+
+  SetListeners& Listeners();
+
+  std::vector<Member> members;
+  bool released = false;
+  RefPtr<SetListeners> listeners;
+  bool hears_yield = false;
+  bool hears_lost = false;
+  std::optional<std::stop_source> stop;
+  std::vector<std::unique_ptr<std::stop_callback<StopFn>>> stop_calls;
+};
+
+}  // namespace latchkey::internal
+
+#endif  // LATCHKEY_CORE_INTERNAL_LOCK_SET_REP_H_

@@ -1,0 +1,491 @@
+#include "latchkey/core/internal/set_request.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/lock_set_rep.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey::internal {
+namespace {
+
+constexpr size_t kMostNamesInMessage = 4;
+
+}  // namespace
+
+absl::StatusOr<RefPtr<SetRequest>> SetRequest::Create(ManagerCore& core,
+                                                      std::vector<LockRequest> requests,
+                                                      LockOrder order) {
+  if (order == LockOrder::kSorted) {
+    std::stable_sort(
+        requests.begin(), requests.end(),
+        [](const LockRequest& a, const LockRequest& b) { return a.resource < b.resource; });
+  }
+  std::vector<std::unique_ptr<Member>> members;
+  absl::flat_hash_map<std::string_view, Member*> seen;
+  for (LockRequest& request : requests) {
+    const auto twin = seen.find(request.resource);
+    if (twin != seen.end()) {
+      // As if the owner entered again: the higher priority, and preemptible only if both are.
+      Member& first = *twin->second;
+      first.options.priority = std::max(first.options.priority, request.options.priority);
+      first.options.preemptible &= request.options.preemptible;
+      continue;
+    }
+    auto& member = members.emplace_back(std::make_unique<Member>());
+    member->resource = std::move(request.resource);
+    member->options = std::move(request.options);
+    seen[member->resource] = member.get();
+  }
+  for (const std::unique_ptr<Member>& member : members) {
+    absl::Status bad = core.MakePlan(ResourceName(member->resource), member->options, member->plan);
+    if (!bad.ok()) return bad;
+  }
+  return RefPtr<SetRequest>::Adopt(new SetRequest(core, std::move(members)));
+}
+
+SetRequest::SetRequest(ManagerCore& core, std::vector<std::unique_ptr<Member>> members)
+    : core_(core), members_(std::move(members)) {
+  for (const std::unique_ptr<Member>& member : members_) {
+    timeout_ = std::min(timeout_, member->options.acquire_timeout);
+    max_attempts_ = std::min(max_attempts_, member->options.max_attempts);
+  }
+  if (!members_.empty()) {
+    shard_ = &core_.ShardOf(ResourceName(members_[0]->resource));
+    shard_->Ref();
+  }
+}
+
+SetRequest::~SetRequest() {
+  {
+    absl::MutexLock lock(&mu_);
+    closed_ = true;
+  }
+  members_.clear();
+  if (shard_ != nullptr) shard_->Unref();
+}
+
+// ---- Who runs it
+// -----------------------------------------------------------------------------------------
+
+absl::StatusOr<LockSet> SetRequest::Wait() {
+  {
+    absl::MutexLock lock(&mu_);
+    scheduled_ = true;  // By this thread, to the end.
+  }
+  Begin();
+  for (;;) {
+    Step();
+    absl::MutexLock lock(&mu_);
+    const auto news = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      return result_.has_value() || !inbox_.empty();
+    };
+    mu_.Await(absl::Condition(&news));
+    if (result_) return *std::move(result_);
+  }
+}
+
+void SetRequest::Start(AcquireAllCallback done) {
+  done_ = std::move(done);
+  {
+    absl::MutexLock lock(&mu_);
+    scheduled_ = true;
+  }
+  Begin();
+  Step();
+  // What comes after this asks the executor.
+}
+
+void SetRequest::Shutdown() { Post({.kind = Event::kGiveUp, .reason = Reason::kShutdown}); }
+
+void SetRequest::Post(Event event) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (closed_) return;
+    inbox_.push_back(std::move(event));
+    if (scheduled_) return;
+    scheduled_ = true;
+  }
+  core_.RunUser([self = RefPtr<SetRequest>::Share(this)] { self->Step(); });
+}
+
+void SetRequest::Step() {
+  // Handling may drop every other reference.
+  const RefPtr<SetRequest> self = RefPtr<SetRequest>::Share(this);
+  for (;;) {
+    std::vector<Event> events;
+    {
+      absl::MutexLock lock(&mu_);
+      if (inbox_.empty()) {
+        if (!blocking_) scheduled_ = false;
+        return;
+      }
+      events.swap(inbox_);
+    }
+    for (Event& event : events) Handle(event);
+  }
+}
+
+// ---- The rounds
+// ------------------------------------------------------------------------------------------
+
+void SetRequest::Begin() {
+  blocking_ = done_ == nullptr;
+  if (core_.observer() != nullptr) began_ = core_.clock().Now();
+  for (const std::unique_ptr<Member>& member : members_) {
+    const std::stop_token& cancel = member->options.cancel;
+    if (!cancel.stop_possible()) continue;
+    if (member != members_.front() && cancel == members_.front()->options.cancel) continue;
+    cancels_.push_back(std::make_unique<std::stop_callback<CancelFn>>(cancel, CancelFn{this}));
+    if (cancel.stop_requested()) {
+      GiveUp(Reason::kCancelled);
+      return;
+    }
+  }
+  if (!core_.capabilities().answers_at_once) PrepareToWait();
+  if (!finished_) AskAll();
+}
+
+void SetRequest::PrepareToWait() {
+  if (std::exchange(prepared_, true)) return;
+  if (!core_.AddSetRequest(this)) {
+    GiveUp(Reason::kShutdown);
+    return;
+  }
+  if (timeout_ == absl::InfiniteDuration() || timeout_ == absl::ZeroDuration()) return;
+  const Clock::TimerId timer =
+      core_.clock().RunAt(core_.clock().Now() + timeout_, [self = RefPtr<SetRequest>::Share(this)] {
+        self->Post({.kind = Event::kGiveUp, .reason = Reason::kAcquireTimeout});
+      });
+  absl::MutexLock lock(&mu_);
+  timeout_timer_ = timer;
+}
+
+void SetRequest::Handle(Event& event) {
+  if (finished_) return;
+  if (event.kind == Event::kGiveUp) {
+    GiveUp(event.reason);
+    return;
+  }
+  // What was granted to an earlier round goes back with the event.
+  if (event.round != round_) return;
+  switch (event.kind) {
+    case Event::kAsked: {
+      Member& member = *members_[event.index];
+      --answers_due_;
+      if (event.lock->ok()) {
+        Take(member, **std::move(event.lock));
+      } else if (event.reply) {
+        Note(member, *event.reply);
+      } else {
+        Fail(event.lock->status());
+        return;
+      }
+      if (answers_due_ == 0) AllAsked();
+      return;
+    }
+    case Event::kGranted:
+      OnGranted(event);
+      return;
+    case Event::kYield:
+      Restart();
+      return;
+    case Event::kBackedOff:
+      WaitFor(event.index, /*reserve_only=*/false);
+      return;
+    case Event::kExtended:
+      if (--answers_due_ == 0) Succeed();
+      return;
+    case Event::kGiveUp:
+      return;
+  }
+}
+
+void SetRequest::AskAll() {
+  std::vector<size_t> missing;
+  for (size_t i = 0; i < members_.size(); ++i) {
+    if (!members_[i]->held) missing.push_back(i);
+  }
+  answers_due_ = missing.size();
+  if (missing.empty()) {
+    AllAsked();
+    return;
+  }
+  for (const size_t i : missing) {
+    core_.TryAsync(members_[i]->resource, members_[i]->options,
+                   [self = RefPtr<SetRequest>::Share(this), round = round_, i](
+                       absl::StatusOr<Lock> lock, std::optional<ObtainReply> reply) {
+                     self->Post({.kind = Event::kAsked,
+                                 .round = round,
+                                 .index = i,
+                                 .lock = std::move(lock),
+                                 .reply = std::move(reply)});
+                   });
+  }
+}
+
+void SetRequest::Take(Member& member, Lock lock) {
+  member.lock = std::move(lock);
+  member.held = true;
+  member.other_known = false;
+}
+
+void SetRequest::Note(Member& member, const ObtainReply& reply) {
+  member.other_known = true;
+  member.other_owner = reply.other_owner;
+  member.other_priority = reply.other_priority;
+  const auto outranks = [&](Priority other) {
+    return member.plan.reserve_below && other < member.plan.priority &&
+           other < *member.plan.reserve_below;
+  };
+  const ResourceName name(member.resource);
+  member.soft = outranks(reply.other_priority) &&
+                !core_.SomebodyIsAhead(core_.ShardOf(name), name, member.plan.priority);
+  if (!member.soft) return;
+  // Where the backend can tell, look closer.
+  core_.backend().Inspect(name, [&](const ResourceState& state) {
+    if (!state.held || !outranks(state.holder_priority) || !state.preemptible ||
+        (state.reserved && state.successor_priority >= member.plan.priority)) {
+      member.soft = false;
+    }
+  });
+}
+
+void SetRequest::AllAsked() {
+  size_t first = members_.size();
+  size_t hard = members_.size();
+  for (size_t i = members_.size(); i-- > 0;) {
+    if (members_[i]->held) continue;
+    first = i;
+    if (!members_[i]->soft) hard = i;
+  }
+  if (first == members_.size()) {
+    Complete();
+    return;
+  }
+  blocked_ = hard < members_.size() ? hard : first;
+  if (timeout_ == absl::ZeroDuration()) {
+    GiveUp(Reason::kAcquireTimeout);
+    return;
+  }
+  if (hard == members_.size()) {
+    WaitFor(first, /*reserve_only=*/true);
+    return;
+  }
+  if (!CountAttempt()) return;
+  GiveBack(hard + 1);
+  WaitFor(hard, /*reserve_only=*/false);
+}
+
+void SetRequest::WaitFor(size_t index, bool reserve_only) {
+  PrepareToWait();
+  if (finished_) return;
+  Listen();
+  blocked_ = index;
+  reserving_ = reserve_only;
+  waited_ = true;
+  wait_stop_.emplace();
+  AcquireOptions options = members_[index]->options;
+  options.cancel = wait_stop_->get_token();
+  options.acquire_timeout = absl::InfiniteDuration();
+  options.max_attempts = reserve_only ? 1 : AcquireOptions::kUnlimited;
+  core_.AcquireDirect(
+      members_[index]->resource, options,
+      [self = RefPtr<SetRequest>::Share(this), round = round_, index](absl::StatusOr<Lock> lock) {
+        self->Post(
+            {.kind = Event::kGranted, .round = round, .index = index, .lock = std::move(lock)});
+      });
+}
+
+void SetRequest::OnGranted(Event& event) {
+  wait_stop_.reset();
+  if (event.lock->ok()) {
+    Take(*members_[event.index], **std::move(event.lock));
+    if (!reserving_) {
+      AskAll();
+      return;
+    }
+    for (size_t i = 0; i < members_.size(); ++i) {
+      if (members_[i]->held) continue;
+      WaitFor(i, /*reserve_only=*/true);
+      return;
+    }
+    Complete();
+    return;
+  }
+  const absl::Status& status = event.lock->status();
+  if (!reserving_ || ReasonOf(status) != Reason::kAttemptsExhausted) {
+    Fail(status);
+    return;
+  }
+  // Somebody else was faster. It must not keep what it has while it waits its turn.
+  if (!CountAttempt()) return;
+  GiveBack(0);
+  ++round_;
+  const RetryPolicy& retry = core_.RetryOf(members_[event.index]->options);
+  const absl::Duration delay = retry.Delay({.attempts = ++failures_, .random = core_.Random()});
+  const size_t index = event.index;
+  if (delay == absl::InfiniteDuration()) {  // NoRetry: only when woken.
+    WaitFor(index, /*reserve_only=*/false);
+    return;
+  }
+  const Clock::TimerId timer = core_.clock().RunAt(
+      core_.clock().Now() + delay, [self = RefPtr<SetRequest>::Share(this), round = round_, index] {
+        self->Post({.kind = Event::kBackedOff, .round = round, .index = index});
+      });
+  absl::MutexLock lock(&mu_);
+  backoff_timer_ = timer;
+}
+
+void SetRequest::Restart() {
+  ++round_;
+  GiveBack(0);
+  StopWaiting();
+  AskAll();
+}
+
+void SetRequest::StopWaiting() {
+  if (!wait_stop_) return;
+  // Its answer, if it comes, is of a round gone by.
+  std::stop_source stop = *std::move(wait_stop_);
+  wait_stop_.reset();
+  stop.request_stop();
+}
+
+void SetRequest::GiveBack(size_t index) {
+  for (; index < members_.size(); ++index) {
+    Member& member = *members_[index];
+    member.on_yield.reset();
+    member.lock = Lock();
+    member.held = false;
+  }
+}
+
+void SetRequest::Listen() {
+  for (const std::unique_ptr<Member>& member : members_) {
+    if (!member->held || member->on_yield) continue;
+    member->on_yield.emplace(member->lock.stop_token(), YieldFn{this, round_});
+  }
+}
+
+bool SetRequest::CountAttempt() {
+  if (++attempts_ < max_attempts_) return true;
+  GiveUp(Reason::kAttemptsExhausted);
+  return false;
+}
+
+// ---- The end
+// ---------------------------------------------------------------------------------------------
+
+void SetRequest::Complete() {
+  // The first members waited for the last ones: their leases begin now.
+  std::vector<Member*> aged;
+  if (waited_) {
+    for (const std::unique_ptr<Member>& member : members_) {
+      const bool finite = member->plan.lease != absl::InfiniteDuration();
+      if (finite && !member->plan.auto_renew) aged.push_back(member.get());
+    }
+  }
+  if (aged.empty()) {
+    Succeed();
+    return;
+  }
+  Listen();
+  answers_due_ = aged.size();
+  for (Member* const member : aged) {
+    // Whatever it answers: a loss, or somebody that waits, is told as a yield.
+    LockSetRep::HoldOf(member->lock)
+        .Extend(member->plan.lease,
+                [self = RefPtr<SetRequest>::Share(this), round = round_](const absl::Status&) {
+                  self->Post({.kind = Event::kExtended, .round = round});
+                });
+  }
+}
+
+void SetRequest::Succeed() {
+  auto rep = std::make_unique<LockSetRep>();
+  rep->members.reserve(members_.size());
+  for (const std::unique_ptr<Member>& member : members_) {
+    member->on_yield.reset();
+    rep->members.push_back({member->resource, std::move(member->lock)});
+    member->held = false;
+  }
+  Finish(LockSet(std::move(rep)));
+}
+
+void SetRequest::GiveUp(Reason reason) {
+  std::string message = absl::StrCat(Who(), ": ", WhyGivenUp(reason));
+  if (reason == Reason::kAcquireTimeout) {
+    absl::StrAppend(&message, " (", absl::FormatDuration(timeout_), ")");
+  }
+  if (blocked_ < members_.size() && members_[blocked_]->other_known) {
+    const Member& member = *members_[blocked_];
+    absl::StrAppend(&message, "; ", ResourceForMessage(member.resource), " is held by ",
+                    OwnerForMessage(member.other_owner), " with priority ", member.other_priority);
+  }
+  End(MakeError(reason, message));
+}
+
+void SetRequest::Fail(const absl::Status& status) {
+  const Reason reason = ReasonOf(status);
+  if (reason == Reason::kNone) {
+    End(status);
+    return;
+  }
+  End(MakeError(reason, absl::StrCat(Who(), ": ", status.message())));
+}
+
+std::string SetRequest::Who() const {
+  std::string text = "could not lock all of ";
+  for (size_t i = 0; i < members_.size() && i < kMostNamesInMessage; ++i) {
+    absl::StrAppend(&text, i > 0 ? ", " : "", ResourceForMessage(members_[i]->resource));
+  }
+  if (members_.size() > kMostNamesInMessage) {
+    absl::StrAppend(&text, ", ... (", members_.size(), " resources)");
+  }
+  return text;
+}
+
+void SetRequest::End(absl::Status status) {
+  finished_ = true;  // Nothing that follows from giving back matters any more.
+  if (Observer* const seen = core_.observer(); seen != nullptr && blocked_ < members_.size()) {
+    const Member& member = *members_[blocked_];
+    seen->OnDenied({member.resource, member.plan.owner, member.plan.priority, {}},
+                   core_.clock().Now() - began_, status);
+  }
+  GiveBack(0);
+  StopWaiting();
+  Finish(std::move(status));
+}
+
+void SetRequest::Finish(absl::StatusOr<LockSet> result) {
+  finished_ = true;
+  ++round_;
+  if (prepared_) core_.RemoveSetRequest(this);
+  Clock::TimerId timeout;
+  Clock::TimerId backoff;
+  std::vector<Event> left;
+  {
+    absl::MutexLock lock(&mu_);
+    closed_ = true;
+    left.swap(inbox_);
+    timeout = std::exchange(timeout_timer_, 0);
+    backoff = std::exchange(backoff_timer_, 0);
+  }
+  core_.clock().Cancel(timeout);
+  core_.clock().Cancel(backoff);
+  left.clear();
+  cancels_.clear();
+  if (blocking_) {
+    absl::MutexLock lock(&mu_);
+    result_ = std::move(result);
+    return;
+  }
+  core_.RunUser(
+      [done = std::move(done_), result = std::move(result)]() mutable { done(std::move(result)); });
+}
+
+}  // namespace latchkey::internal

@@ -1,0 +1,159 @@
+// SetRequest is one AcquireAll under way.
+//
+// How it goes, in rounds. It first asks for every member without reserving any: what is free it
+// takes. If that was all, it is done. A member that is in the way is *soft* if its holder may be
+// asked to yield, else *hard*. If any is hard, it gives back what comes after the first of those in
+// the order of the set, waits for that one in its queue, and begins the next round: so nobody is
+// asked to yield for a set that cannot be had anyway, and since what it holds while it waits in a
+// queue comes before what it waits for, sets in sorted order cannot wait for each other in a
+// circle. If all are soft, it reserves one after the other and waits for it. If it loses a
+// reservation to somebody else, it gives everything back, lets a random time pass, waits for that
+// member in its queue, and begins anew.
+//
+// It may be preempted, too: if a member that it holds is asked to yield, or is lost, it gives
+// everything back and begins anew.
+//
+// Thread safety: what happens is posted into an inbox from any thread; one thread at a time empties
+// it (Step). That is the caller's thread for the blocking form, and the executor's for the other.
+#ifndef LATCHKEY_CORE_INTERNAL_SET_REQUEST_H_
+#define LATCHKEY_CORE_INTERNAL_SET_REQUEST_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lock_manager.h"
+#include "latchkey/core/lock_set.h"
+
+namespace latchkey::internal {
+
+class SetRequest : public RefCounted<SetRequest> {
+ public:
+  // Checks everything; sorts, and drops duplicates.
+  static absl::StatusOr<RefPtr<SetRequest>> Create(ManagerCore& core,
+                                                   std::vector<LockRequest> requests,
+                                                   LockOrder order);
+
+  absl::StatusOr<LockSet> Wait();
+  void Start(AcquireAllCallback done);
+  // The manager is being destroyed.
+  void Shutdown();
+
+ private:
+  friend class RefCounted<SetRequest>;
+
+  struct Event {
+    enum Kind { kAsked, kGranted, kYield, kBackedOff, kExtended, kGiveUp };
+    Kind kind = kYield;
+    int64_t round = 0;
+    size_t index = 0;
+    std::optional<absl::StatusOr<Lock>> lock = std::nullopt;
+    std::optional<ObtainReply> reply = std::nullopt;
+    Reason reason = Reason::kNone;
+  };
+  struct YieldFn {
+    SetRequest* request;
+    int64_t round;
+    void operator()() const { request->Post({.kind = Event::kYield, .round = round}); }
+  };
+  struct CancelFn {
+    SetRequest* request;
+    void operator()() const {
+      request->Post({.kind = Event::kGiveUp, .reason = Reason::kCancelled});
+    }
+  };
+  struct Member {
+    std::string resource;
+    AcquireOptions options;
+    Plan plan;  // Its owner views options.owner.
+    Lock lock = {};
+    bool held = false;
+    bool soft = false;
+    // Who was in the way.
+    bool other_known = false;
+    std::string other_owner = {};
+    Priority other_priority = 0;
+    std::optional<std::stop_callback<YieldFn>> on_yield = {};
+  };
+
+  SetRequest(ManagerCore& core, std::vector<std::unique_ptr<Member>> members);
+  ~SetRequest();
+
+  void Post(Event event) ABSL_LOCKS_EXCLUDED(mu_);
+  // Empties the inbox. At most one thread at a time.
+  void Step() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The rest is called by the thread that steps.
+  void Begin();
+  // The timeout, and the news that the manager is destroyed.
+  void PrepareToWait();
+  void Handle(Event& event);
+  void AskAll();
+  void Take(Member& member, Lock lock);
+  void Note(Member& member, const ObtainReply& reply);
+  void AllAsked();
+  void WaitFor(size_t index, bool reserve_only);
+  void OnGranted(Event& event);
+  // Gives everything back and begins anew.
+  void Restart();
+  void StopWaiting();
+  // Gives back the members from `index` on.
+  void GiveBack(size_t index);
+  // Hears when a member that it holds is wanted by others.
+  void Listen();
+  // False if there are no more attempts, and it has given up.
+  bool CountAttempt();
+  void Complete();
+  void Succeed();
+  void GiveUp(Reason reason);
+  void Fail(const absl::Status& status);
+  void End(absl::Status status);
+  void Finish(absl::StatusOr<LockSet> result);
+  std::string Who() const;
+
+  ManagerCore& core_;
+  CoreShard* shard_ = nullptr;  // Keeps the core alive; null for a set of nothing.
+  // By pointer, since stop callbacks cannot move.
+  std::vector<std::unique_ptr<Member>> members_;
+  absl::Duration timeout_ = absl::InfiniteDuration();
+  int max_attempts_ = AcquireOptions::kUnlimited;
+  AcquireAllCallback done_;  // Null: a thread waits.
+
+  // Used by the thread that steps.
+  bool blocking_ = false;
+  bool prepared_ = false;
+  bool finished_ = false;
+  bool waited_ = false;
+  bool reserving_ = false;  // Waits as a successor, and for nothing else.
+  int64_t round_ = 0;
+  int attempts_ = 0;
+  int failures_ = 0;  // Reservations lost.
+  size_t answers_due_ = 0;
+  size_t blocked_ = 0;  // The member that it waits for, or that was last in the way.
+  absl::Time began_;
+  std::optional<std::stop_source> wait_stop_;
+  std::vector<std::unique_ptr<std::stop_callback<CancelFn>>> cancels_;
+
+  absl::Mutex mu_;
+  std::vector<Event> inbox_ ABSL_GUARDED_BY(mu_);
+  bool scheduled_ ABSL_GUARDED_BY(mu_) = false;  // Somebody steps, or is about to.
+  Clock::TimerId timeout_timer_ ABSL_GUARDED_BY(mu_) = 0;
+  Clock::TimerId backoff_timer_ ABSL_GUARDED_BY(mu_) = 0;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;  // Nothing that comes matters any more.
+  std::optional<absl::StatusOr<LockSet>> result_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace latchkey::internal
+
+#endif  // LATCHKEY_CORE_INTERNAL_SET_REQUEST_H_

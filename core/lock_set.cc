@@ -1,0 +1,290 @@
+#include "latchkey/core/lock_set.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/lock_set_rep.h"
+#include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey {
+namespace internal {
+namespace {
+
+// Waits for the answers of several holds, or passes them on.
+class Gathering : public RefCounted<Gathering> {
+ public:
+  // `done`, if any, runs with the last answer.
+  explicit Gathering(size_t answers, absl::AnyInvocable<void(absl::Status)> done = nullptr)
+      : left_(answers), statuses_(answers), done_(std::move(done)) {}
+
+  void Answer(size_t index, absl::Status status) {
+    absl::AnyInvocable<void(absl::Status)> done;
+    absl::Status first;
+    {
+      absl::MutexLock lock(&mu_);
+      statuses_[index] = std::move(status);
+      if (--left_ > 0) return;
+      done = std::move(done_);
+      first = First();
+    }
+    if (done) done(std::move(first));
+  }
+
+  // Nothing if the answers are not there and this thread must not wait.
+  std::optional<absl::Status> Wait() {
+    absl::MutexLock lock(&mu_);
+    if (left_ > 0 && CallbackScope::Active()) return std::nullopt;
+    const auto complete = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return left_ == 0; };
+    mu_.Await(absl::Condition(&complete));
+    return First();
+  }
+
+ private:
+  absl::Status First() const ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    for (const absl::Status& status : statuses_) {
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Mutex mu_;
+  size_t left_ ABSL_GUARDED_BY(mu_);
+  std::vector<absl::Status> statuses_ ABSL_GUARDED_BY(mu_);
+  absl::AnyInvocable<void(absl::Status)> done_ ABSL_GUARDED_BY(mu_);
+};
+
+// A set is as badly off as the worst of its members.
+int Badness(LockState state) {
+  switch (state) {
+    case LockState::kHeld:
+      return 0;
+    case LockState::kYielding:
+      return 1;
+    case LockState::kEmpty:
+    case LockState::kReleased:
+      return 2;
+    case LockState::kExpired:
+      return 3;
+    case LockState::kLost:
+      return 4;
+    case LockState::kStolen:
+      return 5;
+  }
+  return 0;
+}
+
+}  // namespace
+
+// What the callbacks of a set's members share.
+class SetListeners : public RefCounted<SetListeners> {
+ public:
+  explicit SetListeners(std::vector<RefPtr<Hold>> holds)
+      : holds_(std::move(holds)), told_(holds_.size(), false) {}
+
+  // The old ones go without the mutex.
+  void SetOnYield(absl::AnyInvocable<void()> callback) {
+    absl::MutexLock lock(&mu_);
+    std::swap(on_yield_, callback);
+  }
+  void SetOnLost(absl::AnyInvocable<void(LockState)> callback) {
+    absl::MutexLock lock(&mu_);
+    std::swap(on_lost_, callback);
+  }
+
+  void OnYield(size_t index) {
+    // Without the mutex: looking at a hold may tell news.
+    std::vector<bool> yielding(holds_.size());
+    for (size_t i = 0; i < holds_.size(); ++i) {
+      yielding[i] = i != index && holds_[i]->State() == LockState::kYielding;
+    }
+    absl::AnyInvocable<void()> callback;
+    {
+      absl::MutexLock lock(&mu_);
+      bool known = telling_;
+      for (size_t i = 0; i < holds_.size(); ++i) known |= yielding[i] && told_[i];
+      told_[index] = true;
+      if (known || on_yield_ == nullptr) return;
+      callback = std::exchange(on_yield_, nullptr);
+      telling_ = true;
+    }
+    callback();
+    absl::MutexLock lock(&mu_);
+    telling_ = false;
+    if (on_yield_ == nullptr) on_yield_ = std::move(callback);
+  }
+
+  void OnLost(LockState state) {
+    absl::AnyInvocable<void(LockState)> callback;
+    {
+      absl::MutexLock lock(&mu_);
+      callback = std::exchange(on_lost_, nullptr);  // At most once.
+    }
+    if (callback) callback(state);
+  }
+
+ private:
+  const std::vector<RefPtr<Hold>> holds_;
+  absl::Mutex mu_;
+  std::vector<bool> told_ ABSL_GUARDED_BY(mu_);
+  bool telling_ ABSL_GUARDED_BY(mu_) = false;
+  absl::AnyInvocable<void()> on_yield_ ABSL_GUARDED_BY(mu_);
+  absl::AnyInvocable<void(LockState)> on_lost_ ABSL_GUARDED_BY(mu_);
+};
+
+LockSetRep::LockSetRep() = default;
+
+LockSetRep::~LockSetRep() {
+  // First, since they would wait for those that run on other threads anyway.
+  stop_calls.clear();
+}
+
+SetListeners& LockSetRep::Listeners() {
+  if (!listeners) {
+    std::vector<RefPtr<Hold>> holds;
+    for (Member& member : members) holds.push_back(RefPtr<Hold>::Share(&HoldOf(member.lock)));
+    listeners = RefPtr<SetListeners>::Adopt(new SetListeners(std::move(holds)));
+  }
+  return *listeners;
+}
+
+}  // namespace internal
+
+using internal::Gathering;
+using internal::LockSetRep;
+using internal::RefPtr;
+using internal::SetListeners;
+
+LockSet::LockSet() = default;
+LockSet::LockSet(std::unique_ptr<LockSetRep> rep) : rep_(std::move(rep)) {}
+LockSet::LockSet(LockSet&&) noexcept = default;
+LockSet& LockSet::operator=(LockSet&&) noexcept = default;
+LockSet::~LockSet() = default;
+
+size_t LockSet::size() const { return rep_ == nullptr ? 0 : rep_->members.size(); }
+
+std::vector<std::string_view> LockSet::resources() const {
+  std::vector<std::string_view> names;
+  if (rep_ == nullptr) return names;
+  for (const LockSetRep::Member& member : rep_->members) names.push_back(member.resource);
+  return names;
+}
+
+FencingToken LockSet::fencing_token(std::string_view resource) const {
+  if (rep_ == nullptr) return 0;
+  for (const LockSetRep::Member& member : rep_->members) {
+    if (member.resource == resource) return member.lock.fencing_token();
+  }
+  return 0;
+}
+
+LockState LockSet::state() const {
+  if (rep_ == nullptr) return LockState::kEmpty;
+  LockState worst = rep_->released ? LockState::kReleased : LockState::kHeld;
+  for (const LockSetRep::Member& member : rep_->members) {
+    const LockState one = member.lock.state();
+    if (internal::Badness(one) > internal::Badness(worst)) worst = one;
+  }
+  return worst;
+}
+
+absl::Duration LockSet::remaining() const {
+  if (!IsHeld()) return absl::ZeroDuration();
+  absl::Duration shortest = absl::InfiniteDuration();
+  for (const LockSetRep::Member& member : rep_->members) {
+    shortest = std::min(shortest, member.lock.remaining());
+  }
+  return shortest;
+}
+
+std::stop_token LockSet::stop_token() const {
+  if (rep_ == nullptr) return {};
+  if (!rep_->stop) {
+    rep_->stop.emplace();
+    for (const LockSetRep::Member& member : rep_->members) {
+      rep_->stop_calls.push_back(std::make_unique<std::stop_callback<LockSetRep::StopFn>>(
+          member.lock.stop_token(), LockSetRep::StopFn{*rep_->stop}));
+    }
+  }
+  return rep_->stop->get_token();
+}
+
+void LockSet::OnYieldRequested(absl::AnyInvocable<void()> callback) {
+  if (rep_ == nullptr || rep_->released) return;
+  rep_->Listeners().SetOnYield(std::move(callback));
+  if (std::exchange(rep_->hears_yield, true)) return;
+  for (size_t i = 0; i < rep_->members.size(); ++i) {
+    LockSetRep::HoldOf(rep_->members[i].lock).OnYieldRequested([listeners = rep_->listeners, i] {
+      listeners->OnYield(i);
+    });
+  }
+}
+
+void LockSet::OnLost(absl::AnyInvocable<void(LockState)> callback) {
+  if (rep_ == nullptr || rep_->released) return;
+  rep_->Listeners().SetOnLost(std::move(callback));
+  if (std::exchange(rep_->hears_lost, true)) return;
+  for (LockSetRep::Member& member : rep_->members) {
+    LockSetRep::HoldOf(member.lock).OnLost([listeners = rep_->listeners](LockState state) {
+      listeners->OnLost(state);
+    });
+  }
+}
+
+absl::Status LockSet::Release() {
+  if (rep_ == nullptr) {
+    return MakeError(Reason::kNotHeld, "Release() was called on an empty set of locks");
+  }
+  rep_->released = true;
+  const auto answers = RefPtr<Gathering>::Adopt(new Gathering(rep_->members.size()));
+  for (size_t i = 0; i < rep_->members.size(); ++i) {
+    rep_->members[i].lock.ReleaseDirect(
+        [answers, i](absl::Status status) { answers->Answer(i, std::move(status)); });
+  }
+  std::optional<absl::Status> status = answers->Wait();
+  return status ? *std::move(status) : internal::WouldBlockError("Release()", "");
+}
+
+void LockSet::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
+  if (size() == 0 || rep_->released) {
+    if (done != nullptr) done(Release());
+    return;
+  }
+  rep_->released = true;
+  internal::ManagerCore* const core = LockSetRep::HoldOf(rep_->members[0].lock).core();
+  const auto answers = RefPtr<Gathering>::Adopt(new Gathering(
+      rep_->members.size(), [core, done = std::move(done)](absl::Status status) mutable {
+        if (done == nullptr) return;
+        core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
+          done(std::move(status));
+        });
+      }));
+  for (size_t i = 0; i < rep_->members.size(); ++i) {
+    rep_->members[i].lock.ReleaseDirect(
+        [answers, i](absl::Status status) { answers->Answer(i, std::move(status)); });
+  }
+}
+
+absl::Status LockSet::Extend(absl::Duration lease) {
+  if (rep_ == nullptr || rep_->released) {
+    return MakeError(Reason::kNotHeld, "Extend() was called on a set of locks that is not held");
+  }
+  const auto answers = RefPtr<Gathering>::Adopt(new Gathering(rep_->members.size()));
+  for (size_t i = 0; i < rep_->members.size(); ++i) {
+    LockSetRep::HoldOf(rep_->members[i].lock).Extend(lease, [answers, i](absl::Status status) {
+      answers->Answer(i, std::move(status));
+    });
+  }
+  std::optional<absl::Status> status = answers->Wait();
+  return status ? *std::move(status) : internal::WouldBlockError("Extend()", "");
+}
+
+}  // namespace latchkey

@@ -1,0 +1,98 @@
+// LockSet is the proof of holding several resources as one: all or none of them, released together.
+//
+//   absl::StatusOr<LockSet> both = locks.AcquireAll({"kitchen light", "bedroom light"});
+//   if (!both.ok()) return both.status();
+//   both->OnYieldRequested([&] { stop = true; });      // asked of one: asked of the set
+//   store.Write(both->fencing_token("kitchen light"), ...);
+//   return both->Release();                            // or let ~LockSet do it
+//
+// Its states are those of Lock (core/lock.h): kHeld while every member is, kYielding as soon as one
+// was asked to yield, and lost (kStolen, kExpired, kLost) as soon as one is: what a set protects,
+// it protects only as a whole. The way to yield is to stop, then to release the set.
+//
+// Thread safety: thread-compatible, like std::unique_ptr: one thread at a time. What it hands out
+// (stop tokens) and what it calls back may be used on any thread.
+// Lifetime: as that of Lock.
+#ifndef LATCHKEY_CORE_LOCK_SET_H_
+#define LATCHKEY_CORE_LOCK_SET_H_
+
+#include <cstddef>
+#include <memory>
+#include <stop_token>
+#include <string_view>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "latchkey/core/lease.h"
+#include "latchkey/core/lock.h"
+
+namespace latchkey {
+
+namespace internal {
+class SetRequest;
+struct LockSetRep;
+}  // namespace internal
+
+class [[nodiscard]] LockSet {
+ public:
+  // Empty: kEmpty, as a set that was moved from. (The set of no resources, which AcquireAll grants
+  // for an empty list, is kHeld until it is released.)
+  LockSet();
+  LockSet(LockSet&& other) noexcept;
+  // Releases what is held first.
+  LockSet& operator=(LockSet&& other) noexcept;
+  // Releases all members, as ~Lock does.
+  ~LockSet();
+
+  // The members, in the order in which they were acquired. The views live as long as the set.
+  size_t size() const;
+  std::vector<std::string_view> resources() const;
+
+  // The number to pass along with every write to that resource; 0 if it is no member.
+  FencingToken fencing_token(std::string_view resource) const;
+
+  // See above; looks at the clock where leases are finite.
+  LockState state() const;
+  bool IsHeld() const {
+    const LockState now = state();
+    return now == LockState::kHeld || now == LockState::kYielding;
+  }
+
+  // The shortest of its members' times; infinite for a set without members.
+  absl::Duration remaining() const;
+
+  // Requested to stop when any member is asked to yield or is lost; see Lock::stop_token().
+  std::stop_token stop_token() const;
+
+  // Calls `callback` on the manager's executor when the set, which nobody wanted until then, is
+  // asked to yield: at once if that already happened. See Lock::OnYieldRequested().
+  void OnYieldRequested(absl::AnyInvocable<void()> callback);
+
+  // Calls `callback` on the manager's executor when the first member is lost, with its state. At
+  // most once. See Lock::OnLost().
+  void OnLost(absl::AnyInvocable<void(LockState)> callback);
+
+  // Gives all members back, whatever becomes of some of them, and waits for the backend. The first
+  // error in the order of the members; see Lock::Release().
+  absl::Status Release();
+
+  // The same without waiting; `done` runs on the manager's executor, also if this set is gone.
+  void ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done = nullptr);
+
+  // Makes every member last for at least `lease` from now; the first error in the order of the
+  // members, but all are tried. See Lock::Extend().
+  absl::Status Extend(absl::Duration lease);
+
+ private:
+  friend class internal::SetRequest;
+
+  explicit LockSet(std::unique_ptr<internal::LockSetRep> rep);
+
+  std::unique_ptr<internal::LockSetRep> rep_;
+};
+
+}  // namespace latchkey
+
+#endif  // LATCHKEY_CORE_LOCK_SET_H_

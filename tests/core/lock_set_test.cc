@@ -1,0 +1,425 @@
+// What AcquireAll and LockSet promise.
+#include "latchkey/core/lock_set.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "latchkey/core/lock_manager.h"
+#include "latchkey/tests/support/lock_manager_fixture.h"
+
+namespace latchkey {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+class LockSetTest : public LockManagerFixture {};
+
+TEST_F(LockSetTest, TakesAllAndReleasesAllAtTheEndOfScope) {
+  {
+    absl::StatusOr<LockSet> set = locks_.AcquireAll({"b", "a", "c"});
+    ASSERT_TRUE(set.ok()) << set.status();
+    EXPECT_EQ(set->size(), 3u);
+    EXPECT_EQ(set->state(), LockState::kHeld);
+    EXPECT_GT(set->fencing_token("b"), 0u);
+    EXPECT_EQ(set->fencing_token("d"), 0u);
+    for (const char* name : {"a", "b", "c"}) EXPECT_TRUE(locks_.IsBusy(name));
+  }
+  ExpectNothingLeft();
+}
+
+TEST_F(LockSetTest, SortsAndDropsDuplicates) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"b", "a", "b", "a", "\xff", "A"});
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_THAT(set->resources(), ElementsAre("A", "a", "b", "\xff"));
+}
+
+TEST_F(LockSetTest, KeepsTheOrderOfTheCallerOnRequest) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"b", "a", "b"}, {}, LockOrder::kAsGiven);
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_THAT(set->resources(), ElementsAre("b", "a"));
+}
+
+TEST_F(LockSetTest, TakesAListMadeAtRunTime) {
+  const std::vector<std::string> names = {"x", "y"};
+  absl::StatusOr<LockSet> set = locks_.AcquireAll(names);
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_THAT(set->resources(), ElementsAre("x", "y"));
+}
+
+TEST_F(LockSetTest, EmptyListSucceedsWithASetOfNothing) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({});
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->size(), 0u);
+  EXPECT_EQ(set->state(), LockState::kHeld);
+  EXPECT_EQ(set->remaining(), absl::InfiniteDuration());
+  EXPECT_FALSE(set->stop_token().stop_requested());
+  EXPECT_TRUE(set->Extend(absl::Seconds(1)).ok());
+  EXPECT_TRUE(set->Release().ok());
+  EXPECT_EQ(set->state(), LockState::kReleased);
+  auto pending = AskAll({});
+  EXPECT_TRUE(pending->granted());
+}
+
+TEST_F(LockSetTest, EmptySetHoldsNothing) {
+  LockSet set;
+  EXPECT_EQ(set.state(), LockState::kEmpty);
+  EXPECT_EQ(ReasonOf(set.Release()), Reason::kNotHeld);
+  EXPECT_EQ(ReasonOf(set.Extend(absl::Seconds(1))), Reason::kNotHeld);
+}
+
+TEST_F(LockSetTest, BadMemberMeansThatNothingIsAcquired) {
+  EXPECT_EQ(ReasonOf(locks_.AcquireAll({"a", ""}).status()), Reason::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(AskAll({"a", ""})->status()), Reason::kInvalidArgument);
+  EXPECT_EQ(ReasonOf(locks_.AcquireAll({"a"}, {.max_attempts = 0}).status()),
+            Reason::kInvalidArgument);
+  ExpectNothingLeft();
+}
+
+TEST_F(LockSetTest, HoldsNothingBehindTheMemberThatItWaitsFor) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = AskAll({"a", "b", "c"});
+  EXPECT_FALSE(set->result);
+  EXPECT_FALSE(locks_.TryAcquire("a").ok());
+  EXPECT_TRUE(locks_.TryAcquire("c").ok()) << "c comes after b";
+  ASSERT_TRUE(b->Release().ok());
+  ASSERT_TRUE(set->granted());
+  EXPECT_FALSE(locks_.TryAcquire("c").ok());
+  set->result.reset();
+  ExpectNothingLeft();
+}
+
+TEST_F(LockSetTest, AfterATimeoutNothingIsHeldAndTheMessageSaysWhoIsInTheWay) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b", {.owner = "bob", .priority = 4});
+  auto set = AskAll({"c", "a", "b"}, {.acquire_timeout = absl::Seconds(3)});
+  clock_.AdvanceBy(absl::Seconds(3) - absl::Nanoseconds(1));
+  EXPECT_FALSE(set->result);
+  clock_.AdvanceBy(absl::Nanoseconds(1));
+  ASSERT_TRUE(set->failed());
+  EXPECT_EQ(ReasonOf(set->status()), Reason::kAcquireTimeout);
+  EXPECT_THAT(set->status().message(), HasSubstr("'a', 'b', 'c'"));
+  EXPECT_THAT(set->status().message(), HasSubstr("'b' is held by 'bob' with priority 4"));
+  EXPECT_THAT(set->status().message(), HasSubstr("3s"));
+  ASSERT_TRUE(b->Release().ok());
+  ExpectNothingLeft();
+}
+
+TEST_F(LockSetTest, TheTimeoutIsOneOverAllMembers) {
+  auto a = Ask("a", {.lease = absl::Seconds(3)});
+  auto b = Ask("b", {.lease = absl::Seconds(6)});
+  auto c = Ask("c", {.lease = absl::Seconds(9)});
+  auto set = AskAll({"a", "b", "c"}, {.acquire_timeout = absl::Seconds(7)});
+  clock_.AdvanceBy(absl::Seconds(7));
+  EXPECT_EQ(ReasonOf(set->status()), Reason::kAcquireTimeout);
+  EXPECT_TRUE(locks_.TryAcquire("a").ok());
+  EXPECT_TRUE(locks_.TryAcquire("b").ok());
+}
+
+TEST_F(LockSetTest, WithoutTimeToWaitTheFirstAnswersDecide) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  EXPECT_EQ(ReasonOf(AskAll({"a", "b"}, {.acquire_timeout = absl::ZeroDuration()})->status()),
+            Reason::kAcquireTimeout);
+  EXPECT_EQ(
+      ReasonOf(
+          AskAll({"a", "b"}, {.priority = 1, .acquire_timeout = absl::ZeroDuration()})->status()),
+      Reason::kAcquireTimeout);
+  EXPECT_EQ(ReasonOf(AskAll({"a", "b"}, {.max_attempts = 1})->status()),
+            Reason::kAttemptsExhausted);
+  EXPECT_EQ(b->state(), LockState::kHeld);
+  EXPECT_TRUE(AskAll({"a", "c"}, {.acquire_timeout = absl::ZeroDuration()})->granted());
+}
+
+TEST_F(LockSetTest, CancelledByStopToken) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  std::stop_source source;
+  auto set = AskAll({"a", "b"}, {.cancel = source.get_token()});
+  EXPECT_FALSE(set->result);
+  source.request_stop();
+  EXPECT_EQ(ReasonOf(set->status()), Reason::kCancelled);
+  EXPECT_FALSE(locks_.IsBusy("a"));
+  EXPECT_EQ(ReasonOf(locks_.AcquireAll({"x"}, {.cancel = source.get_token()}).status()),
+            Reason::kCancelled);
+}
+
+TEST_F(LockSetTest, DestroyingTheManagerEndsTheWait) {
+  std::optional<LockManager> other = NewManager();
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = std::make_shared<PendingSet>();
+  other->AcquireAllAsync({"a", "b"}, {}, TellTo(set));
+  EXPECT_FALSE(set->result);
+  other.reset();
+  EXPECT_EQ(ReasonOf(set->status()), Reason::kShutdown);
+  EXPECT_FALSE(locks_.IsBusy("a"));
+}
+
+// ---- On the thief's side ----
+
+TEST_F(LockSetTest, NobodyIsAskedToYieldForASetThatCannotBeHad) {
+  absl::StatusOr<Lock> low = locks_.Acquire("a");
+  absl::StatusOr<Lock> equal = locks_.Acquire("b", {.priority = 5});
+  auto set = AskAll({"a", "b"}, {.priority = 5});
+  EXPECT_EQ(low->state(), LockState::kHeld);
+  ASSERT_TRUE(equal->Release().ok());
+  EXPECT_FALSE(set->result);
+  EXPECT_EQ(low->state(), LockState::kYielding) << "now only 'a' is missing";
+  ASSERT_TRUE(low->Release().ok());
+  EXPECT_TRUE(set->granted());
+}
+
+TEST_F(LockSetTest, AHolderThatIsNotPreemptibleKeepsOthersFromBeingAsked) {
+  absl::StatusOr<Lock> low = locks_.Acquire("a");
+  absl::StatusOr<Lock> firm = locks_.Acquire("b", {.preemptible = false});
+  auto set = AskAll({"a", "b"}, {.priority = 5});
+  EXPECT_EQ(low->state(), LockState::kHeld);
+  ASSERT_TRUE(firm->Release().ok());
+  EXPECT_EQ(low->state(), LockState::kYielding);
+}
+
+TEST_F(LockSetTest, AnEqualThatWaitsAlreadyKeepsOthersFromBeingAsked) {
+  absl::StatusOr<Lock> a = locks_.Acquire("a");
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto first = Ask("b", {.priority = 5});
+  auto set = AskAll({"a", "b"}, {.priority = 5});
+  EXPECT_EQ(a->state(), LockState::kHeld);
+  ASSERT_TRUE(b->Release().ok());
+  ASSERT_TRUE(first->granted());
+  first->result.reset();
+  EXPECT_EQ(a->state(), LockState::kYielding);
+}
+
+TEST_F(LockSetTest, ReservesOneAfterTheOtherInOrder) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  absl::StatusOr<Lock> a = locks_.Acquire("a");
+  auto set = AskAll({"b", "a", "c"}, {.priority = 1});
+  EXPECT_EQ(a->state(), LockState::kYielding);
+  EXPECT_EQ(b->state(), LockState::kHeld);
+  ASSERT_TRUE(a->Release().ok());
+  EXPECT_EQ(b->state(), LockState::kYielding);
+  ASSERT_TRUE(b->Release().ok());
+  EXPECT_TRUE(set->granted());
+}
+
+TEST_F(LockSetTest, AThiefThatGivesUpLeavesEverythingAsItWas) {
+  absl::StatusOr<Lock> a = locks_.Acquire("a");
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = AskAll({"a", "b", "c"}, {.priority = 1, .acquire_timeout = absl::Seconds(1)});
+  EXPECT_EQ(a->state(), LockState::kYielding);
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_EQ(ReasonOf(set->status()), Reason::kAcquireTimeout);
+  EXPECT_EQ(a->state(), LockState::kHeld);
+  EXPECT_EQ(b->state(), LockState::kHeld);
+  EXPECT_FALSE(locks_.IsBusy("c"));
+}
+
+TEST_F(LockSetTest, AfterALostReservationItGivesEverythingBackAndBacksOff) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = AskAll({"a", "b"}, {.priority = 1, .retry = FixedDelay(absl::Seconds(2))});
+  EXPECT_EQ(b->state(), LockState::kYielding);
+  EXPECT_FALSE(locks_.TryAcquire("a").ok());
+  auto higher = Ask("b", {.priority = 2});
+  EXPECT_TRUE(locks_.TryAcquire("a").ok());
+  ASSERT_TRUE(b->Release().ok());
+  ASSERT_TRUE(higher->granted());
+  higher->result.reset();
+  EXPECT_FALSE(set->result) << "it backs off";
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_TRUE(set->granted());
+}
+
+// ---- On the victim's side ----
+
+TEST_F(LockSetTest, AYieldOfOneIsAYieldOfTheSet) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"a", "b", "c"});
+  int asked = 0;
+  set->OnYieldRequested([&] { ++asked; });
+  std::stop_token stop = set->stop_token();
+  EXPECT_FALSE(stop.stop_requested());
+  auto thief = Ask("b", {.priority = 1});
+  EXPECT_EQ(asked, 1);
+  EXPECT_TRUE(stop.stop_requested());
+  EXPECT_EQ(set->state(), LockState::kYielding);
+  auto second = Ask("c", {.priority = 1});
+  EXPECT_EQ(asked, 1) << "the set yields already";
+  EXPECT_FALSE(thief->result);
+  ASSERT_TRUE(set->Release().ok());
+  EXPECT_TRUE(thief->granted());
+  EXPECT_TRUE(second->granted());
+  EXPECT_FALSE(locks_.IsBusy("a"));
+}
+
+TEST_F(LockSetTest, AYieldIsToldAgainAfterItWasWithdrawn) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"a", "b"});
+  int asked = 0;
+  set->OnYieldRequested([&] { ++asked; });
+  auto thief = Ask("a", {.priority = 1, .acquire_timeout = absl::Seconds(1)});
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_EQ(set->state(), LockState::kHeld);
+  auto next = Ask("b", {.priority = 1});
+  EXPECT_EQ(asked, 2);
+}
+
+TEST_F(LockSetTest, LateListenersHearOfAYieldAndOfALoss) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"a", "b"});
+  auto first = Ask("a", {.priority = 1});
+  auto second = Ask("b", {.priority = 1, .preemption_grace = absl::Seconds(1)});
+  int asked = 0;
+  set->OnYieldRequested([&] { ++asked; });
+  EXPECT_EQ(asked, 1);
+  clock_.AdvanceBy(absl::Seconds(1));
+  std::vector<LockState> lost;
+  set->OnLost([&](LockState state) { lost.push_back(state); });
+  EXPECT_THAT(lost, ElementsAre(LockState::kStolen));
+  EXPECT_EQ(set->state(), LockState::kStolen);
+  EXPECT_EQ(set->remaining(), absl::ZeroDuration());
+  EXPECT_EQ(ReasonOf(set->Release()), Reason::kStolen);
+  EXPECT_TRUE(first->granted()) << "the other member is released all the same";
+}
+
+TEST_F(LockSetTest, ReleasesInsideItsOwnCallbacks) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"a", "b"});
+  set->OnYieldRequested([&] { EXPECT_TRUE(set->Release().ok()); });
+  auto thief = AskAll({"a", "b"}, {.priority = 1});
+  EXPECT_TRUE(thief->granted());
+
+  auto last = std::make_unique<LockSet>(std::move(thief->lock()));
+  std::stop_callback drop(last->stop_token(), [&] { last.reset(); });
+  auto next = AskAll({"a", "b"}, {.priority = 2});
+  EXPECT_TRUE(next->granted());
+}
+
+TEST_F(LockSetTest, ASetThatIsNotCompleteYieldsAtOnceAndAsksAgain) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = AskAll({"a", "b"});
+  EXPECT_FALSE(locks_.TryAcquire("a").ok());
+  auto higher = Ask("a", {.priority = 1});
+  ASSERT_TRUE(higher->granted()) << "the set gives up what it had";
+  ASSERT_TRUE(b->Release().ok());
+  EXPECT_FALSE(set->result);
+  higher->result.reset();
+  EXPECT_TRUE(set->granted());
+}
+
+TEST_F(LockSetTest, LeasesBeginWhenTheSetIsComplete) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = AskAll({"a", "b"}, {.lease = absl::Seconds(10)});
+  clock_.AdvanceBy(absl::Seconds(7));
+  ASSERT_TRUE(b->Release().ok());
+  ASSERT_TRUE(set->granted());
+  EXPECT_EQ(set->lock().remaining(), absl::Seconds(10));
+  clock_.AdvanceBy(absl::Seconds(9));
+  EXPECT_TRUE(set->lock().Extend(absl::Seconds(5)).ok());
+  EXPECT_EQ(set->lock().remaining(), absl::Seconds(5));
+  clock_.AdvanceBy(absl::Seconds(5));
+  EXPECT_EQ(set->lock().state(), LockState::kExpired);
+}
+
+TEST_F(LockSetTest, AMemberWhoseLeaseEndsDuringTheWaitIsAskedForAgain) {
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = AskAll({"a", "b"}, {.lease = absl::Seconds(10)});
+  clock_.AdvanceBy(absl::Seconds(35));
+  ASSERT_TRUE(b->Release().ok());
+  ASSERT_TRUE(set->granted());
+  EXPECT_EQ(set->lock().remaining(), absl::Seconds(10));
+}
+
+// ---- Members with options of their own ----
+
+TEST_F(LockSetTest, MembersMayHaveOwnersPrioritiesAndOptionsOfTheirOwn) {
+  absl::StatusOr<Lock> mine = locks_.Acquire("a", {.owner = "me"});
+  absl::StatusOr<Lock> low = locks_.Acquire("b", {.priority = 1});
+  auto set = std::make_shared<PendingSet>();
+  locks_.AcquireAllAsync({{.resource = "a", .options = {.owner = "me"}},
+                          {.resource = "b", .options = {.owner = "you", .priority = 2}},
+                          {.resource = "c", .options = {.preemptible = false}}},
+                         LockOrder::kSorted, TellTo(set));
+  EXPECT_EQ(low->state(), LockState::kYielding);
+  ASSERT_TRUE(low->Release().ok());
+  ASSERT_TRUE(set->granted());
+  EXPECT_EQ(set->lock().fencing_token("a"), mine->fencing_token());
+  auto thief = Ask("c", {.priority = 9});
+  EXPECT_EQ(set->lock().state(), LockState::kHeld);
+}
+
+TEST_F(LockSetTest, TheShortestTimeoutOfTheMembersCounts) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  auto set = std::make_shared<PendingSet>();
+  locks_.AcquireAllAsync({{.resource = "a", .options = {.acquire_timeout = absl::Seconds(9)}},
+                          {.resource = "b", .options = {.acquire_timeout = absl::Seconds(2)}}},
+                         LockOrder::kSorted, TellTo(set));
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_EQ(ReasonOf(set->status()), Reason::kAcquireTimeout);
+}
+
+// ---- Many at once ----
+
+TEST_F(LockSetTest, SetsThatOverlapInACircleAllGetTheirTurn) {
+  std::vector<std::shared_ptr<PendingSet>> sets;
+  for (int round = 0; round < 10; ++round) {
+    sets.push_back(AskAll({"a", "b"}));
+    sets.push_back(AskAll({"b", "c"}));
+    sets.push_back(AskAll({"c", "a"}));
+  }
+  size_t granted = 0;
+  for (size_t done = 0; done < sets.size(); ++done) {
+    const auto next =
+        std::find_if(sets.begin(), sets.end(), [](const auto& set) { return set->granted(); });
+    ASSERT_NE(next, sets.end()) << "they wait for each other after " << granted;
+    ++granted;
+    const std::shared_ptr<PendingSet> one = *next;
+    sets.erase(next);
+    sets.push_back(std::make_shared<PendingSet>());
+    one->result.reset();
+  }
+  ExpectNothingLeft();
+}
+
+// Threads move between accounts; what they add up to would change if two were ever inside.
+TEST(LockSetThreadsTest, ThreadsNeverMeetInside) {
+  LockManager locks = *LockManager::Create(NewMemoryBackend());
+  constexpr int kAccounts = 5;
+  constexpr int kThreads = 4;
+  int64_t balance[kAccounts] = {};
+  std::atomic<int> failures = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 400; ++i) {
+        const int from = (t + i) % kAccounts;
+        const int to = (t * 3 + i * 7) % kAccounts;
+        const std::vector<std::string> names = {absl::StrCat("account ", from),
+                                                absl::StrCat("account ", to)};
+        absl::StatusOr<LockSet> set = locks.AcquireAll(names, {.priority = i % 3});
+        if (!set.ok()) {
+          ++failures;
+          continue;
+        }
+        balance[from] -= 1;
+        balance[to] += 1;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failures, 0);
+  int64_t sum = 0;
+  for (const int64_t one : balance) sum += one;
+  EXPECT_EQ(sum, 0);
+  EXPECT_FALSE(locks.IsBusy());
+}
+
+}  // namespace
+}  // namespace latchkey
