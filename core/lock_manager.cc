@@ -102,4 +102,8 @@ std::vector<ResourceSnapshot> LockManager::Snapshot() const { return core_->Snap
 
 const BackendCapabilities& LockManager::capabilities() const { return core_->capabilities(); }
 
+Clock& LockManager::clock() const { return core_->clock(); }
+
+Executor& LockManager::executor() const { return core_->executor(); }
+
 }  // namespace latchkey

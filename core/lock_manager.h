@@ -16,6 +16,7 @@
 #ifndef LATCHKEY_CORE_LOCK_MANAGER_H_
 #define LATCHKEY_CORE_LOCK_MANAGER_H_
 
+#include <concepts>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
@@ -29,6 +30,7 @@
 #include "absl/types/span.h"
 #include "latchkey/core/acquire_options.h"
 #include "latchkey/core/clock.h"
+#include "latchkey/core/coroutine.h"
 #include "latchkey/core/executor.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
@@ -148,6 +150,20 @@ class LockManager {
   void AcquireAllAsync(absl::Span<const LockRequest> requests, LockOrder order,
                        AcquireAllCallback done);
 
+  // `co_await locks.CoAcquire(...)` waits for the lock in a coroutine of any type; see coroutine.h.
+  // Errors: as Acquire. Resumes on the executor, or goes on at once if the lock is free.
+  LockAwaiter CoAcquire(ResourceName resource, const CoAcquireOptions& options = {}) {
+    return LockAwaiter(core_, resource, options);
+  }
+  // The same with named options, which must outlive the wait. A temporary AcquireOptions in a
+  // co_await expression would not survive g++ 12: write the braces alone, or give it a name.
+  template <std::same_as<AcquireOptions> Options>
+  LockAwaiter CoAcquire(ResourceName resource, const Options& options) {
+    return LockAwaiter(core_, resource, &options);
+  }
+  template <std::same_as<AcquireOptions> Options>
+  LockAwaiter CoAcquire(ResourceName resource, const Options&& options) = delete;
+
   // Does anybody hold or wait for the resource? For any resource at all?
   bool IsBusy(ResourceName resource) const;
   bool IsBusy() const;
@@ -157,7 +173,14 @@ class LockManager {
 
   const BackendCapabilities& capabilities() const;
 
+  // Where this manager's time and threads come from.
+  Clock& clock() const;
+  Executor& executor() const;
+
  private:
+  template <typename...>
+  friend class Locker;
+
   explicit LockManager(internal::ManagerCore* core) : core_(core) {}
 
   internal::ManagerCore* core_;

@@ -358,6 +358,48 @@ absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const Resource
   return result;
 }
 
+std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resource,
+                                                       const AcquireOptions& options,
+                                                       std::string_view owner, Attempt& attempt) {
+  Plan& plan = attempt.plan;
+  if (absl::Status bad = MakePlan(resource, options, plan); ABSL_PREDICT_FALSE(!bad.ok())) {
+    return bad;
+  }
+  if (!owner.empty()) plan.owner = owner;
+  attempt.id = AcquisitionId::Next();
+  CoreShard& shard = ShardOf(resource);
+  if (!capabilities_.answers_at_once || options.cancel.stop_requested() ||
+      (shard.waiting.load(std::memory_order_relaxed) != 0 && !GoesDirectly(plan, options))) {
+    return std::nullopt;
+  }
+  if (plan.lease != absl::InfiniteDuration()) attempt.asked_at = clock_.Now();
+  ObtainRequest request = RequestOf(resource, attempt.id, plan);
+  YieldToQueue(shard, resource, request);
+  absl::StatusOr<ObtainReply> answer = AskNow(request);
+  if (!answer.ok()) return answer.status();
+  if (answer->token == 0) {
+    attempt.first = *std::move(answer);
+    return std::nullopt;
+  }
+  if (Observer* const seen = observer()) {
+    seen->OnAcquired({resource, plan.owner, plan.priority, attempt.id}, absl::ZeroDuration());
+  }
+  shard.Ref();
+  return Granted(shard, resource, attempt.id, plan, attempt.asked_at, *answer);
+}
+
+RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOptions& options,
+                                 const Attempt& attempt, AcquireCallback done, bool direct) {
+  auto waiter = RefPtr<Waiter>::Adopt(
+      new Waiter(&ShardOf(resource), resource, attempt.plan, options, std::move(done)));
+  waiter->id = attempt.id;
+  waiter->direct = direct;
+  waiter->asked_at = attempt.asked_at;
+  if (attempt.first) waiter->answer = *attempt.first;
+  Enqueue(waiter);
+  return waiter;
+}
+
 void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& options,
                                AcquireCallback done) {
   StartAcquire(resource, options, std::move(done), /*direct=*/false);
@@ -365,52 +407,18 @@ void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& opti
 
 void ManagerCore::StartAcquire(ResourceName resource, const AcquireOptions& options,
                                AcquireCallback done, bool direct) {
-  const auto tell = [this, direct](AcquireCallback callback, absl::StatusOr<Lock> lock) {
-    if (direct) {
-      callback(std::move(lock));
-      return;
-    }
-    RunUser([callback = std::move(callback), lock = std::move(lock)]() mutable {
-      callback(std::move(lock));
-    });
-  };
-  Plan plan;
-  if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) {
-    tell(std::move(done), std::move(bad));
-    return;
-  }
+  // Whoever is told may destroy the manager.
   CoreShard& shard = ShardOf(resource);
   shard.Ref();
-  const AcquisitionId id = AcquisitionId::Next();
-  std::optional<ObtainReply> first;
-  absl::Time asked_at;
-  if (capabilities_.answers_at_once &&
-      (shard.waiting.load(std::memory_order_relaxed) == 0 || GoesDirectly(plan, options)) &&
-      !options.cancel.stop_requested()) {
-    if (plan.lease != absl::InfiniteDuration()) asked_at = clock_.Now();
-    ObtainRequest request = RequestOf(resource, id, plan);
-    YieldToQueue(shard, resource, request);
-    absl::StatusOr<ObtainReply> answer = AskNow(request);
-    if (!answer.ok()) {
-      tell(std::move(done), answer.status());
-      shard.Unref();
-      return;
-    }
-    if (answer->token != 0) {
-      if (Observer* const seen = observer()) {
-        seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
-      }
-      tell(std::move(done), Granted(shard, resource, id, plan, asked_at, *answer));
-      return;
-    }
-    first = *std::move(answer);
+  Attempt attempt;
+  std::optional<absl::StatusOr<Lock>> now = Begin(resource, options, {}, attempt);
+  if (!now) {
+    Wait(resource, options, attempt, std::move(done), direct);
+  } else if (direct) {
+    done(*std::move(now));
+  } else {
+    RunUser([done = std::move(done), lock = *std::move(now)]() mutable { done(std::move(lock)); });
   }
-  auto waiter = RefPtr<Waiter>::Adopt(new Waiter(&shard, resource, plan, options, std::move(done)));
-  waiter->id = id;
-  waiter->direct = direct;
-  waiter->asked_at = asked_at;
-  if (first) waiter->answer = *std::move(first);
-  Enqueue(std::move(waiter));
   shard.Unref();
 }
 

@@ -58,6 +58,14 @@ struct Plan {
   std::optional<absl::Duration> grace = std::nullopt;
 };
 
+// A request between its first look at the backend and the queue.
+struct Attempt {
+  Plan plan = {};
+  AcquisitionId id = {};
+  std::optional<ObtainReply> first = std::nullopt;
+  absl::Time asked_at = {};
+};
+
 // One request that waits. Fields without a remark are constant once it is in a queue.
 struct Waiter : RefCounted<Waiter> {
   Waiter(CoreShard* in_shard, ResourceName name, const Plan& from, const AcquireOptions& with,
@@ -171,12 +179,33 @@ class ManagerCore {
   void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
   absl::StatusOr<LockSet> AcquireAll(std::vector<LockRequest> requests, LockOrder order);
   void AcquireAllAsync(std::vector<LockRequest> requests, LockOrder order, AcquireAllCallback done);
+
+  // The two halves of AcquireAsync, for awaitables, which need no callback unless they wait.
+  //
+  // Begin asks the backend if that takes no waiting. The lock or the error; none: go on with Wait.
+  // A non-empty `owner` replaces that of the options; it must outlive the attempt.
+  std::optional<absl::StatusOr<Lock>> Begin(const ResourceName& resource,
+                                            const AcquireOptions& options, std::string_view owner,
+                                            Attempt& attempt);
+  // Queues. `done` runs exactly once, on the executor or directly, possibly before this returns.
+  RefPtr<Waiter> Wait(const ResourceName& resource, const AcquireOptions& options,
+                      const Attempt& attempt, AcquireCallback done, bool direct = false);
+  // Ends the wait with kCancelled, if it has not ended yet. `done` still runs.
+  void Cancel(Waiter& waiter) { GiveUp(waiter, Reason::kCancelled); }
+
   bool IsBusy(ResourceName resource);
   bool IsBusy();
   std::vector<ResourceSnapshot> Snapshot();
 
+  // Keep the core alive beyond its manager.
+  void Ref() { shards_[0].Ref(); }
+  void Unref() { shards_[0].Unref(); }
+  // Has the manager been destroyed?
+  bool IsShutDown() const { return shut_down_.load(); }
+
   LockingProtocol& backend() { return *backend_; }
   Clock& clock() { return clock_; }
+  Executor& executor() { return executor_; }
   Observer* observer() { return options_.observer.get(); }
   const BackendCapabilities& capabilities() const { return capabilities_; }
   // Runs user code on the executor.
