@@ -24,8 +24,10 @@ namespace latchkey {
 struct AcquireOptions {
   static constexpr int kUnlimited = std::numeric_limits<int>::max();
 
-  // Who locks. The same owner enters a lock that it holds already; any bytes. Empty: the owner of
-  // the surrounding ScopedOwner, or else a fresh anonymous one, equal to nobody.
+  // Who locks. The same owner enters a lock that it holds already; any bytes. Each entry is a
+  // handle of its own, with its own release; the hold ends with the last, and its lease is that of
+  // the first entry until somebody extends it. Empty: the owner of the surrounding ScopedOwner, or
+  // else a fresh anonymous one, equal to nobody.
   std::string owner = {};
 
   // Larger is more urgent; any int64.

@@ -278,7 +278,16 @@ void ManagerCore::RunUser(absl::AnyInvocable<void()> task) {
 
 Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id,
                           const Plan& plan, absl::Time sent, const ObtainReply& reply) {
-  if (!NeedsHold(plan)) return Lock(&shard, id, reply.token, reply.hint);
+  absl::Duration remaining = reply.remaining;
+  if (!NeedsHold(plan)) {
+    if (ABSL_PREDICT_TRUE(remaining == absl::InfiniteDuration())) {
+      return Lock(&shard, id, reply.token, reply.hint);
+    }
+    // It re-entered a hold that ends, so the time matters after all. Asking again is idempotent.
+    sent = clock_.Now();
+    const absl::StatusOr<ObtainReply> again = AskNow(RequestOf(resource, id, plan));
+    remaining = again.ok() && again->token == reply.token ? again->remaining : absl::ZeroDuration();
+  }
   HoldTerms terms{.resource = std::string(resource.bytes()),
                   .owner = std::string(plan.owner),
                   .priority = plan.priority,
@@ -287,7 +296,7 @@ Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, Acquis
                   .hint = reply.hint,
                   .lease = plan.lease,
                   .auto_renew = plan.auto_renew};
-  terms.valid_until = ValidUntil(sent, reply.remaining);
+  terms.valid_until = ValidUntil(sent, remaining);
   if (plan.max_hold != absl::InfiniteDuration()) terms.hold_end = sent + plan.max_hold;
   if (options_.observer != nullptr) terms.acquired = clock_.Now();
   auto* const hold = new Hold(&shard, std::move(terms));
@@ -980,9 +989,13 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
     case ObtainOutcome::kReentered: {
       const absl::Time until = ValidUntil(waiter.asked_at, answer->remaining);
       if (until != absl::InfiniteFuture() && until <= clock_.Now()) {
-        // The answer took as long as the lease: whatever it says is over.
-        waiter.ask_due = false;
-        PollAt(waiter, clock_.Now() + capabilities_.lease_margin);
+        // The answer took as long as the lease: whatever it says is over. Asking again is
+        // idempotent.
+        HandleAnswer(waiter,
+                     BackendUnknownError(absl::StrCat(
+                         "backend '", capabilities_.name, "' took longer than the lease of ",
+                         absl::FormatDuration(answer->remaining), " to grant ",
+                         ResourceForMessage(waiter.resource))));
         return;
       }
       Finish(waiter, std::move(answer), false);

@@ -235,6 +235,16 @@ TEST_F(LockManagerTest, SameOwnerReentersAndEachHandleCounts) {
   EXPECT_TRUE(other->granted());
 }
 
+TEST_F(LockManagerTest, ReenteringAHoldThatEndsEndsWithIt) {
+  absl::StatusOr<Lock> outer = locks_.Acquire("a", {.owner = "me", .lease = absl::Seconds(10)});
+  clock_.AdvanceBy(absl::Seconds(4));
+  absl::StatusOr<Lock> inner = locks_.Acquire("a", {.owner = "me"});
+  EXPECT_EQ(inner->remaining(), absl::Seconds(6));
+  clock_.AdvanceBy(absl::Seconds(6));
+  EXPECT_EQ(inner->state(), LockState::kExpired);
+  EXPECT_EQ(outer->state(), LockState::kExpired);
+}
+
 TEST_F(LockManagerTest, TimeoutFreesThePlaceAtOnce) {
   absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "bob"});
   auto pending = Ask("a", {.acquire_timeout = absl::Seconds(1)});
