@@ -120,7 +120,9 @@ struct ABSL_CACHELINE_ALIGNED Shard {
   absl::Time timer_at ABSL_GUARDED_BY(mu) = absl::InfiniteFuture();
 };
 
-constexpr size_t kMostSpareExtras = 8;
+// What an idle shard keeps, so that the next lock need not allocate.
+constexpr size_t kMostSpareExtras = 2;
+constexpr size_t kMostIdleDeadlines = 16;
 constexpr size_t kLongestName = std::numeric_limits<uint32_t>::max();
 
 int64_t ToNanos(absl::Time time) { return absl::ToInt64Nanoseconds(time - absl::UnixEpoch()); }
@@ -689,6 +691,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
         heap[place] = last;
         Sift(heap, place);
       }
+      if (heap.empty() && heap.capacity() > kMostIdleDeadlines) heap.shrink_to_fit();
       return;
     }
     if (extra.heap_place == Extra::kNotInHeap) {

@@ -118,6 +118,14 @@ class SlotTable {
     slot.handle = AcquisitionId();
     Free(index);
     --size_;
+    if (size_ == 0 && slabs_.size() > 1) {
+      // Nothing of a large table that was emptied is kept, the list of its slabs included.
+      slabs_.clear();
+      slabs_.shrink_to_fit();
+      holes_.clear();
+      holes_.shrink_to_fit();
+      with_room_ = kNoSlab;
+    }
     if (mask_ >= kFewBuckets * 4 && size_ < mask_ / 8) Rehash((mask_ + 1) / 2);
   }
 
