@@ -137,6 +137,7 @@ TEST(RealClockTest, TheInfiniteFutureNeverComes) {
 TEST(RealClockTest, WhatACallbackOwnsIsDestroyedAndMayUseTheClock) {
   // Runs when it is destroyed, wherever that is: with a mutex of the clock held it would hang.
   struct UsesClockAtTheEnd {
+    explicit UsesClockAtTheEnd(absl::BlockingCounter* counter) : destroyed(counter) {}
     ~UsesClockAtTheEnd() {
       RealClock().Cancel(RealClock().RunAt(RealClock().Now() + absl::Hours(1), [] {}));
       destroyed->DecrementCount();

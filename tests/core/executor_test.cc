@@ -94,6 +94,7 @@ TEST(InlineExecutorTest, WhatATaskOwnsGoesBeforeTheNextOneRuns) {
 TEST(InlineExecutorTest, ATaskDestroyedByATaskMayExecuteAnother) {
   bool ran = false;
   struct ExecutesAtTheEnd {
+    explicit ExecutesAtTheEnd(bool* flag) : ran(flag) {}
     ~ExecutesAtTheEnd() {
       InlineExecutor().Execute([ran = ran] { *ran = true; });
     }
