@@ -1,0 +1,260 @@
+/* The protocol on three independent servers: S1 and S2 with a majority of two.
+ *
+ * What a client knows is `known[n]`: the token that server n named for its hold there, as long as
+ * the lease there is live by the client's own reckoning, else 0. t is the largest of them; a
+ * server whose `known` equals t has confirmed it. The client enters with a majority of such
+ * servers, and is out once it counts on fewer than a majority.
+ *
+ * Time is abstract: a server keeps a hold as long as anybody counts on it there, since the
+ * client stops before the server does (safety.pml), and may drop it at any moment from then on. That also covers releases that are late or lost. A client may leave, give
+ * up or crash at any moment and begins anew with a fresh acquisition, and requests of its old
+ * ones still arrive (`late Obtain`). Reservations are left out, since all they do here is to say
+ * no. Tokens grow by any step, as with clamped proposals, up to MAX_TOKEN.
+ *
+ * Switches: SHARED_OWNER (clients 1 and 2 are handles of one owner), ANONYMOUS, FORCED (forced
+ * hand-over by a higher priority at any time), PAUSES (clients stay inside when their leases are
+ * over), LOSSES=n (so many times a server loses its data), and the MUT_... ones.
+ */
+#define CLIENTS 3
+#define SERVERS 3
+#ifndef MAX_TOKEN
+#define MAX_TOKEN 3
+#endif
+#ifndef LOSSES
+#define LOSSES 0
+#endif
+#ifdef SHARED_OWNER
+#define OWNER(i) ((i) == 2 -> 1 : (i))
+#else
+#define OWNER(i) (i)
+#endif
+#define BIT(i) (1 << (i))
+
+/* The servers. */
+byte fence[SERVERS];
+byte h_owner[SERVERS];         /* 0: no holder; else the owner + 1 */
+byte h_ids[SERVERS];           /* which clients' present acquisitions are handles of the hold */
+byte h_token[SERVERS];
+#if LOSSES > 0
+#define RUNNING 0
+#define LOST 1                 /* waits until max_lease is over since the recovery record */
+#define READING 2              /* reads the fence back from the others */
+byte phase[SERVERS], read_from[SERVERS];
+byte losses;
+#define RUNS(n) (phase[n] == RUNNING)
+#else
+#define RUNS(n) true
+#endif
+
+/* The clients. */
+typedef Knowledge { byte at[SERVERS] };
+Knowledge known[CLIENTS];
+#define IDLE 0
+#define TRYING 1
+#define INSIDE 2
+byte state[CLIENTS];
+
+/* History: the largest token that entered and its owner + 1, and what it was when an attempt began. */
+byte last_token, last_owner;
+#if defined(SHARED_OWNER) || defined(FORCED)
+byte base_token[CLIENTS];
+#endif
+#ifdef FORCED
+byte owner_of_token[MAX_TOKEN + 1];
+#endif
+
+#ifdef SHORTEST
+#define SCRATCH
+#else
+#define SCRATCH hidden
+#endif
+SCRATCH byte S1_two_owners_inside, S2_token_not_larger, S2_token_of_two_owners;
+#define CHECK(flag, broken) flag = (broken); assert(!flag)
+
+#define COUNTS(i, n) (known[i].at[n] != 0)
+#define ANYBODY_COUNTS(n) (COUNTS(0, n) || COUNTS(1, n) || COUNTS(2, n))
+#define MAJORITY(i) ((COUNTS(i, 0) && COUNTS(i, 1)) || (COUNTS(i, 0) && COUNTS(i, 2)) || (COUNTS(i, 1) && COUNTS(i, 2)))
+#define MAX(a, b) ((a) > (b) -> (a) : (b))
+#define LARGEST(i) MAX(known[i].at[0], MAX(known[i].at[1], known[i].at[2]))
+#define AGREED2(i, a, b) (known[i].at[a] == known[i].at[b] && known[i].at[a] == LARGEST(i))
+#ifdef MUT_NO_CONFIRMATION
+#define AGREED(i) MAJORITY(i)
+#else
+#define AGREED(i) (LARGEST(i) != 0 && (AGREED2(i, 0, 1) || AGREED2(i, 0, 2) || AGREED2(i, 1, 2)))
+#endif
+
+inline clear_hold(n) { h_owner[n] = 0; h_ids[n] = 0; h_token[n] = 0 }
+
+/* Another owner's hold is in the way, and this client may force it out. */
+#if defined(FORCED) || defined(MUT_THIEF_OVERWRITES)
+#define FORCES(i, n) (h_owner[n] != 0 && OWNER(i) + 1 > h_owner[n])
+#else
+#define FORCES(i, n) false
+#endif
+#ifdef ANONYMOUS
+#define SAME_OWNER(i, n) (h_ids[n] & BIT(i))
+#else
+#define SAME_OWNER(i, n) (h_owner[n] == OWNER(i) + 1)
+#endif
+
+#define GRANT(i, n, token, ids) \
+  fence[n] = token; h_token[n] = fence[n]; h_owner[n] = OWNER(i) + 1; h_ids[n] = ids
+
+/* A new hold with the token fence + step. */
+#define OBTAIN(i, n, step) \
+  :: d_step { state[i] == TRYING && !COUNTS(i, n) && RUNS(n) && (h_owner[n] == 0 || (FORCES(i, n) && !SAME_OWNER(i, n))) && \
+       fence[n] + step <= MAX_TOKEN -> \
+       printf("server %d: grants client %d token %d\n", n, i, fence[n] + step); \
+       GRANT(i, n, fence[n] + step, BIT(i)); known[i].at[n] = h_token[n] }
+
+/* Confirm answers Confirmed, after raising the hold's token and the fence, or Raise with the own,
+ * larger token. Either way the client then knows the hold's token. */
+#if defined(MUT_CONFIRM_WITHOUT_COMPARING)      /* neither the tokens nor whether the lease is still live */
+#define MAY_CONFIRM(i, n) (LARGEST(i) != 0)
+#define CONFIRM(i, n) fence[n] = MAX(fence[n], LARGEST(i)); h_token[n] = MAX(h_token[n], LARGEST(i))
+#define CONFIRMED(i, n) LARGEST(i)
+#elif defined(MUT_CONFIRM_LEAVES_THE_FENCE)
+#define MAY_CONFIRM(i, n) COUNTS(i, n)
+#define CONFIRM(i, n) h_token[n] = MAX(h_token[n], LARGEST(i))
+#define CONFIRMED(i, n) h_token[n]
+#else
+#define MAY_CONFIRM(i, n) COUNTS(i, n)
+#define CONFIRM(i, n) h_token[n] = MAX(h_token[n], LARGEST(i)); fence[n] = MAX(fence[n], h_token[n])
+#define CONFIRMED(i, n) h_token[n]
+#endif
+
+#define ON_SERVER(i, n) \
+  OBTAIN(i, n, 1) \
+  OBTAIN(i, n, 2) \
+  /* Reentered, or the repetition of an Obtain whose answer was lost. */ \
+  :: d_step { state[i] == TRYING && !COUNTS(i, n) && RUNS(n) && SAME_OWNER(i, n) -> \
+       printf("server %d: client %d re-enters with token %d\n", n, i, h_token[n]); \
+       h_ids[n] = h_ids[n] | BIT(i); known[i].at[n] = h_token[n] } \
+  :: d_step { state[i] == TRYING && RUNS(n) && (h_ids[n] & BIT(i)) && MAY_CONFIRM(i, n) && known[i].at[n] != LARGEST(i) -> \
+       printf("server %d: client %d confirms %d\n", n, i, LARGEST(i)); \
+       CONFIRM(i, n); known[i].at[n] = CONFIRMED(i, n) } \
+  :: d_step { state[i] == TRYING && RUNS(n) && (h_ids[n] & BIT(i)) && MAY_CONFIRM(i, n) && h_token[n] < LARGEST(i) -> \
+       printf("server %d: client %d confirms %d, answer lost\n", n, i, LARGEST(i)); \
+       CONFIRM(i, n) } \
+  :: d_step { COUNTS(i, n) -> printf("client %d: its lease on server %d is over\n", i, n); \
+       known[i].at[n] = 0; \
+       if :: state[i] == INSIDE && !MAJORITY(i) && !STAYS -> printf("client %d: leaves\n", i); quit(i) :: else fi }
+
+#ifdef PAUSES
+#define STAYS true
+#else
+#define STAYS false
+#endif
+
+#ifdef MUT_ONE_HANDLE_ENDS_THE_HOLD
+#define RELEASE(i, n) if :: (h_ids[n] & BIT(i)) -> clear_hold(n) :: else fi
+#else
+#define RELEASE(i, n) h_ids[n] = h_ids[n] & ~BIT(i)
+#endif
+#ifdef MUT_ACKNOWLEDGE_FIRST
+#define COUNTED(i, n) (COUNTS(i, n) && (h_ids[n] & BIT(i)) && state[i] != INSIDE)
+#else
+#define COUNTED(i, n) (COUNTS(i, n) && (h_ids[n] & BIT(i)))
+#endif
+
+/* Leave, give up or crash; the handles are nobody's from here on. */
+inline quit(i) {
+  state[i] = IDLE;
+  known[i].at[0] = 0; known[i].at[1] = 0; known[i].at[2] = 0;
+  RELEASE(i, 0); RELEASE(i, 1); RELEASE(i, 2)
+#if defined(SHARED_OWNER) || defined(FORCED)
+  ; base_token[i] = 0
+#endif
+}
+
+inline mark_live(i, n) { if :: COUNTS(i, n) -> known[i].at[n] = 1 :: else fi }
+#define CONFLICT(i, j) (state[j] == INSIDE && OWNER(i) != OWNER(j))
+
+inline enter(i) {
+  state[i] = INSIDE;
+#if !defined(FORCED) && !defined(PAUSES)
+  CHECK(S1_two_owners_inside, CONFLICT(i, 0) || CONFLICT(i, 1) || CONFLICT(i, 2));
+#endif
+  /* Entries of different owners carry growing tokens. Handles of one owner that were trying at the same time may carry
+   * theirs in either order, so there, and with forced hand-over, entries count that were made before the attempt. */
+#ifdef FORCED
+  CHECK(S2_token_not_larger, LARGEST(i) < base_token[i]);
+  CHECK(S2_token_of_two_owners, owner_of_token[LARGEST(i)] != 0 && owner_of_token[LARGEST(i)] != OWNER(i) + 1);
+  owner_of_token[LARGEST(i)] = OWNER(i) + 1;
+#elif defined(SHARED_OWNER) && !defined(STRICT_AMONG_HANDLES)
+  CHECK(S2_token_not_larger, (last_owner == OWNER(i) + 1 -> LARGEST(i) < base_token[i] : LARGEST(i) <= last_token));
+#else
+  CHECK(S2_token_not_larger, (last_owner == OWNER(i) + 1 -> LARGEST(i) < last_token : LARGEST(i) <= last_token));
+#endif
+  if :: LARGEST(i) >= last_token -> last_token = LARGEST(i); last_owner = OWNER(i) + 1 :: else fi;
+  mark_live(i, 0); mark_live(i, 1); mark_live(i, 2)
+}
+
+active [CLIENTS] proctype Client() {
+  do
+  :: d_step { state[_pid] == IDLE -> printf("client %d: begins\n", _pid); state[_pid] = TRYING;
+#if defined(SHARED_OWNER) || defined(FORCED)
+       base_token[_pid] = last_token
+#endif
+     }
+  ON_SERVER(_pid, 0)
+  ON_SERVER(_pid, 1)
+  ON_SERVER(_pid, 2)
+  :: d_step { state[_pid] == TRYING && AGREED(_pid) ->
+       printf("client %d: ENTERS with token %d\n", _pid, LARGEST(_pid)); enter(_pid) }
+  :: d_step { state[_pid] != IDLE ->
+       printf("client %d: leaves, gives up or crashes\n", _pid); quit(_pid) }
+  od
+}
+
+#define N (_pid - CLIENTS)
+#define LATE_OBTAIN(i) \
+  :: d_step { h_owner[N] == 0 && RUNS(N) && fence[N] < MAX_TOKEN -> \
+       printf("server %d: late Obtain of client %d\n", N, i); GRANT(i, N, fence[N] + 1, 0) }
+
+active [SERVERS] proctype Server() {
+  do
+  :: d_step { h_owner[N] != 0 && !COUNTED(0, N) && !COUNTED(1, N) && !COUNTED(2, N) ->
+       printf("server %d: the hold ends\n", N); clear_hold(N) }
+#ifndef NO_LATE_OBTAIN
+  LATE_OBTAIN(0)
+  LATE_OBTAIN(1)
+#ifndef SHARED_OWNER
+  LATE_OBTAIN(2)
+#endif
+#endif
+#if LOSSES > 0
+  :: d_step { RUNS(N) && losses < LOSSES && fence[N] > 0 ->
+       printf("server %d: loses its data\n", N);
+       losses++; clear_hold(N); fence[N] = 0; phase[N] = LOST }
+  /* max_lease is over: no lease from before the loss is live any more. */
+#ifdef MUT_INSTANT_RESTART
+  :: d_step { phase[N] == LOST ->
+#else
+  :: d_step { phase[N] == LOST && !ANYBODY_COUNTS(N) ->
+#endif
+       printf("server %d: has waited for max_lease\n", N); phase[N] = READING }
+#ifdef MUT_FENCE_READ_WHILE_WAITING
+#define MAY_READ(n) (phase[n] != RUNNING)
+#else
+#define MAY_READ(n) (phase[n] == READING)
+#endif
+#define READ_BACK(m) \
+  :: d_step { MAY_READ(N) && N != m && RUNS(m) && !(read_from[N] & BIT(m)) -> \
+       printf("server %d: reads the fence of server %d\n", N, m); \
+       fence[N] = MAX(fence[N], fence[m]); read_from[N] = read_from[N] | BIT(m) }
+  READ_BACK(0)
+  READ_BACK(1)
+  READ_BACK(2)
+#ifdef MUT_FENCE_NOT_READ_BACK
+#define READ_ENOUGH(n) true
+#elif defined(MUT_FENCE_READ_FROM_ONE)
+#define READ_ENOUGH(n) (read_from[n] != 0)
+#else
+#define READ_ENOUGH(n) (read_from[n] == 3 || read_from[n] == 5 || read_from[n] == 6)
+#endif
+  :: d_step { phase[N] == READING && READ_ENOUGH(N) -> printf("server %d: has recovered\n", N);
+       phase[N] = RUNNING; read_from[N] = 0 }
+#endif
+  od
+}
