@@ -175,7 +175,7 @@ using NothingForVoid = std::conditional_t<std::is_void_v<T>, Nothing, T>;
 
 }  // namespace internal
 
-// ---- Locks ------------------------------------------------------------------------------------
+// ---- Locks ----
 
 // What LockManager::CoAcquire returns. It asks for the lock when it is awaited.
 class [[nodiscard]] LockAwaiter {
@@ -210,7 +210,7 @@ class [[nodiscard]] LockAwaiter {
   internal::Waiter* waiter_ = nullptr;  // Owns one reference.
 };
 
-// ---- Callbacks ----------------------------------------------------------------------------------
+// ---- Callbacks ----
 
 // Ends an AwaitCallback: call it once with the value, on any thread. If it is destroyed without
 // having been called, the coroutine is resumed with kCancelled if T can hold a status; else it
@@ -307,7 +307,7 @@ requires std::invocable < std::decay_t<Start>
   return {std::forward<Start>(start), &executor};
 }
 
-// ---- Time ---------------------------------------------------------------------------------------
+// ---- Time ----
 
 // What SleepUntil and SleepFor return.
 class [[nodiscard]] SleepAwaiter {

@@ -96,7 +96,7 @@ struct BackendCapabilities {
   bool inspect = false;
 };
 
-// ---- Obtain ----------------------------------------------------------------------------------
+// ---- Obtain ----
 
 struct ObtainRequest {
   // Not empty. Valid only during the call.
@@ -154,7 +154,7 @@ struct ObtainReply {
 
 using ObtainCallback = absl::AnyInvocable<void(absl::StatusOr<ObtainReply>)>;
 
-// ---- Release, Extend, Confirm ------------------------------------------------------------------
+// ---- Release, Extend, Confirm ----
 
 // One hold, or one reservation, as named by the acquisition that made it.
 struct HoldRef {
@@ -201,7 +201,7 @@ struct ConfirmReply {
 
 using ConfirmCallback = absl::AnyInvocable<void(absl::StatusOr<ConfirmReply>)>;
 
-// ---- Watch ------------------------------------------------------------------------------------
+// ---- Watch ----
 
 enum class WatchEventKind {
   kYieldRequested,  // To a holder: somebody of higher priority has reserved the lock.
@@ -278,7 +278,7 @@ class Subscription {
   absl::AnyInvocable<void() &&> cancel_;
 };
 
-// ---- Inspect ------------------------------------------------------------------------------------
+// ---- Inspect ----
 
 // One resource as the backend sees it, for Snapshot() and diagnostics.
 struct ResourceState {
@@ -296,7 +296,7 @@ struct ResourceState {
   Priority successor_priority = 0;
 };
 
-// ---- Checks -------------------------------------------------------------------------------------
+// ---- Checks ----
 
 // For backends: refuses what no step may be asked to do, so that each need not write it anew. OK,
 // or
@@ -311,7 +311,7 @@ absl::Status CheckRequest(const WatchRequest& request, const BackendCapabilities
 absl::Status CheckLease(std::string_view field, absl::Duration lease,
                         const BackendCapabilities& capabilities);
 
-// ---- The interface -----------------------------------------------------------------------------
+// ---- The interface ----
 
 class LockingProtocol {
  public:

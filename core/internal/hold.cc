@@ -72,7 +72,7 @@ void Hold::Start() {
   if (core.observer() != nullptr) Listen();
 }
 
-// ---- Looking ------------------------------------------------------------------------------------
+// ---- Looking ----
 
 absl::Time Hold::End() const { return std::min({valid_until_, grace_end_, terms_.hold_end}); }
 
@@ -131,8 +131,7 @@ ResourceState Hold::Describe() {
   return state;
 }
 
-// ---- Listening
-// ------------------------------------------------------------------------------------
+// ---- Listening ----
 
 void Hold::Listen() {
   {
@@ -334,7 +333,7 @@ void Hold::CloseCallbacks() {
   mu_.Await(absl::Condition(&alone));
 }
 
-// ---- Time ---------------------------------------------------------------------------------------
+// ---- Time ----
 
 void Hold::CancelTimers() {
   Clock& clock = shard_->core->clock();
@@ -362,7 +361,7 @@ void Hold::OnEndTimer() {
   Fire(signals);
 }
 
-// ---- Lease --------------------------------------------------------------------------------------
+// ---- Lease ----
 
 void Hold::ArmRenewTimer(absl::Time at) {
   Clock& clock = shard_->core->clock();
@@ -486,8 +485,7 @@ absl::Status Hold::LossError(LockState state) const {
                                 " (fencing token ", terms_.token, ") ", HowLost(state)));
 }
 
-// ---- Release
-// --------------------------------------------------------------------------------------
+// ---- Release ----
 
 void Hold::Release(absl::AnyInvocable<void(absl::Status)> done) {
   CloseCallbacks();

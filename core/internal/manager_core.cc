@@ -52,8 +52,7 @@ std::string_view WhyGivenUp(Reason reason) {
   }
 }
 
-// ---- Waiter
-// ---------------------------------------------------------------------------------------
+// ---- Waiter ----
 
 Waiter::Waiter(CoreShard* in_shard, ResourceName resource_name, const Plan& from,
                const AcquireOptions& with, AcquireCallback call)
@@ -74,8 +73,7 @@ void Waiter::StopFn::operator()() const {
   waiter->shard->core->GiveUp(*waiter, Reason::kCancelled);
 }
 
-// ---- Construction
-// -----------------------------------------------------------------------------------
+// ---- Construction ----
 
 ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOptions options)
     : backend_(std::move(backend)),
@@ -125,8 +123,7 @@ void ManagerCore::Shutdown() {
   for (size_t i = 0; i < kShards; ++i) shards[i].Unref();
 }
 
-// ---- Requests
-// -----------------------------------------------------------------------------------------
+// ---- Requests ----
 
 absl::Status ManagerCore::CheckOptions(const ResourceName& resource,
                                        const AcquireOptions& options) const {
@@ -520,9 +517,11 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
       plan.lease != absl::InfiniteDuration() ? clock_.Now() : absl::UnixEpoch();
   backend_->Obtain(
       RequestOf(resource, id, plan),
-      [this, &shard, name = std::string(resource.bytes()), hashed = resource, id, plan, asked_at,
+      [this, &shard, name = std::string(resource.bytes()), hashed = resource, id, plan,
+       owner = std::string(plan.owner), asked_at,
        done = std::move(done)](absl::StatusOr<ObtainReply> answer) mutable {
         const ResourceName resource = hashed.WithBytes(name);
+        plan.owner = owner;
         if (answer.ok() && answer->token != 0) {
           if (Observer* const seen = observer()) {
             seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
@@ -543,8 +542,7 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
       });
 }
 
-// ---- Sets
-// ------------------------------------------------------------------------------------------------
+// ---- Sets ----
 
 absl::StatusOr<LockSet> ManagerCore::AcquireAll(std::vector<LockRequest> requests,
                                                 LockOrder order) {
@@ -582,8 +580,7 @@ void ManagerCore::RemoveSetRequest(SetRequest* request) {
   sets_.erase(found);
 }
 
-// ---- Waiting
-// --------------------------------------------------------------------------------------------
+// ---- Waiting ----
 
 void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
   Waiter& w = *waiter;
@@ -756,8 +753,7 @@ void ManagerCore::Complete(Finished finished) {
   RunUser([done = std::move(done), lock = std::move(lock)]() mutable { done(std::move(lock)); });
 }
 
-// ---- The pump
-// -------------------------------------------------------------------------------------------
+// ---- The pump ----
 
 Waiter* ManagerCore::ThiefOf(WaitQueue& queue) const {
   for (Waiter* const waiter : queue.by_priority) {
@@ -1076,8 +1072,7 @@ void ManagerCore::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event)
   Pump(*waiter->shard, waiter->resource);
 }
 
-// ---- Looking in
-// -------------------------------------------------------------------------------------------
+// ---- Looking in ----
 
 bool ManagerCore::IsBusy() {
   for (CoreShard& shard : shards_) {

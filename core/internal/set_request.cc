@@ -68,8 +68,7 @@ SetRequest::~SetRequest() {
   if (shard_ != nullptr) shard_->Unref();
 }
 
-// ---- Who runs it
-// -----------------------------------------------------------------------------------------
+// ---- Who runs it ----
 
 absl::StatusOr<LockSet> SetRequest::Wait() {
   {
@@ -129,8 +128,7 @@ void SetRequest::Step() {
   }
 }
 
-// ---- The rounds
-// ------------------------------------------------------------------------------------------
+// ---- The rounds ----
 
 void SetRequest::Begin() {
   blocking_ = done_ == nullptr;
@@ -377,8 +375,7 @@ bool SetRequest::CountAttempt() {
   return false;
 }
 
-// ---- The end
-// ---------------------------------------------------------------------------------------------
+// ---- The end ----
 
 void SetRequest::Complete() {
   // The first members waited for the last ones: their leases begin now.
