@@ -12,11 +12,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/simulated_clock.h"
+#include "latchkey/tests/support/simulated_executor.h"
 
 namespace latchkey {
 namespace {
@@ -417,6 +419,47 @@ TEST_F(LockManagerTest, ReleaseIsIdempotentAndMoveAssignmentReleases) {
   EXPECT_TRUE(a->Release().ok());
   EXPECT_EQ(a->state(), LockState::kReleased);
   EXPECT_EQ(ReasonOf(a->Extend(absl::Seconds(1))), Reason::kNotHeld);
+}
+
+TEST_F(LockManagerTest, ALockMayBeReleasedInItsOwnCallback) {
+  absl::StatusOr<Lock> holder = locks_.Acquire("a");
+  holder->OnYieldRequested([&] { EXPECT_TRUE(holder->Release().ok()); });
+  auto thief = Ask("a", {.priority = 1});
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(LockManagerTest, NoCallbackStartsAfterTheRelease) {
+  SimulatedExecutor executor;
+  LockManager locks = NewManager({.executor = &executor});
+  absl::StatusOr<Lock> holder = locks.Acquire("a");
+  bool called = false;
+  holder->OnYieldRequested([&] { called = true; });
+  auto thief = Ask("a", {.priority = 1});
+  EXPECT_TRUE(holder->stop_token().stop_requested())
+      << "the stop token does not wait for executors";
+  EXPECT_TRUE(holder->Release().ok());
+  executor.RunAll();
+  EXPECT_FALSE(called);
+}
+
+TEST_F(LockManagerTest, TheDestructorWaitsForACallbackOnAnotherThread) {
+  const std::unique_ptr<Executor> pool = NewThreadPool(1);
+  LockManager locks = NewManager({.executor = pool.get()});
+  for (int round = 0; round < 100; ++round) {
+    absl::Notification started;
+    std::atomic<bool> ended = false;
+    std::optional<Lock> holder = *locks.Acquire("a");
+    holder->OnYieldRequested([&] {
+      started.Notify();
+      for (int i = 0; i < 10; ++i) std::this_thread::yield();
+      ended = true;
+    });
+    auto thief = Ask("a", {.priority = 1});
+    started.WaitForNotification();
+    holder.reset();
+    EXPECT_TRUE(ended);
+    EXPECT_TRUE(thief->granted());
+  }
 }
 
 TEST_F(LockManagerTest, BlockedThreadIsWoken) {
