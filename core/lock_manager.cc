@@ -1,9 +1,13 @@
 #include "latchkey/core/lock_manager.h"
 
+#include <atomic>
+#include <memory>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/internal/run_state.h"
 #include "latchkey/core/lock_error.h"
 
 namespace latchkey {
@@ -92,6 +96,66 @@ void LockManager::AcquireAllAsync(absl::Span<const std::string> resources,
 void LockManager::AcquireAllAsync(absl::Span<const LockRequest> requests, LockOrder order,
                                   AcquireAllCallback done) {
   core_->AcquireAllAsync({requests.begin(), requests.end()}, order, std::move(done));
+}
+
+absl::StatusOr<LockContext> LockManager::BeginRun(ResourceName resource,
+                                                  const AcquireOptions& options) {
+  const absl::Time asked = options.max_occupation_time == absl::InfiniteDuration()
+                               ? absl::InfinitePast()
+                               : core_->clock().Now();
+  absl::StatusOr<Lock> lock = core_->Acquire(resource, internal::OptionsForRun(options));
+  if (!lock.ok()) return internal::RunNotBegun(options, lock.status());
+  return internal::RunState::Start(core_->clock(), resource, options, asked, *std::move(lock))
+      ->context();
+}
+
+namespace {
+
+// A body of RunAsync that has begun.
+class AsyncRun {
+ public:
+  AsyncRun(std::shared_ptr<internal::RunState> state, LockManager::FinishCallback done)
+      : state_(std::move(state)), done_(std::move(done)) {}
+  ~AsyncRun() {
+    Finish(MakeError(Reason::kCancelled, "the body dropped its callback without calling it"));
+  }
+
+  // Only the first call counts.
+  void Finish(absl::Status body) {
+    if (finished_.exchange(true)) return;
+    Lock lock = state_->TakeLock();
+    lock.ReleaseAsync([state = state_, done = std::move(done_),
+                       body = std::move(body)](const absl::Status& released) mutable {
+      if (done != nullptr) done(state->Verdict(body, released));
+    });
+  }
+
+ private:
+  const std::shared_ptr<internal::RunState> state_;
+  LockManager::FinishCallback done_;
+  std::atomic<bool> finished_ = false;
+};
+
+}  // namespace
+
+void LockManager::RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
+                           absl::AnyInvocable<void(absl::Status)> done) {
+  const absl::Time asked = options.max_occupation_time == absl::InfiniteDuration()
+                               ? absl::InfinitePast()
+                               : core_->clock().Now();
+  core_->AcquireAsync(
+      resource, internal::OptionsForRun(options),
+      [&clock = core_->clock(), name = std::string(resource.bytes()), options, asked,
+       body = std::move(body), done = std::move(done)](absl::StatusOr<Lock> lock) mutable {
+        if (!lock.ok()) {
+          if (done != nullptr) done(internal::RunNotBegun(options, lock.status()));
+          return;
+        }
+        auto state = internal::RunState::Start(clock, name, options, asked, *std::move(lock));
+        auto run = std::make_shared<AsyncRun>(state, std::move(done));
+        body(state->context(),
+             [run = std::move(run)](absl::Status status) { run->Finish(std::move(status)); });
+      });
 }
 
 bool LockManager::IsBusy(ResourceName resource) const { return core_->IsBusy(resource); }

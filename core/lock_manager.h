@@ -22,9 +22,12 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
@@ -34,6 +37,7 @@
 #include "latchkey/core/executor.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
+#include "latchkey/core/lock_context.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_set.h"
 #include "latchkey/core/locking_protocol.h"
@@ -164,6 +168,38 @@ class LockManager {
   template <std::same_as<AcquireOptions> Options>
   LockAwaiter CoAcquire(ResourceName resource, const Options&& options) = delete;
 
+  // Runs `body(LockContext&)` under the lock, on the calling thread, and returns what it returns:
+  // absl::Status or absl::StatusOr<T>. A finite lease is renewed until it returns (unless
+  // `auto_renew` is false), and the lock is released then. What it throws goes on to the caller
+  // after the release.
+  //
+  // `max_execution_time` (from the start of the body) and `max_occupation_time` (from this call)
+  // ask the body to stop, see LockContext, and never free the lock under it. If one was over,
+  // the result is kDeadlineExceeded (kExecutionTimeout, kOccupationTimeout), also if the body said
+  // OK. If the lock was lost while the body ran, the result is kAborted in every case: past the
+  // lease only the fencing token protected it. Other errors: as Acquire, and the body's own.
+  template <typename Body>
+  auto Run(ResourceName resource, const AcquireOptions& options, Body&& body)
+      -> std::invoke_result_t<Body, LockContext&> {
+    using Result = std::invoke_result_t<Body, LockContext&>;
+    absl::StatusOr<LockContext> context = BeginRun(resource, options);
+    if (!context.ok()) return Result(context.status());
+    internal::RunGuard guard(*std::move(context));
+    Result result = std::forward<Body>(body)(guard.context());
+    if (absl::Status verdict = guard.Finish(internal::StatusOf(result)); !verdict.ok()) {
+      return Result(std::move(verdict));
+    }
+    return result;
+  }
+
+  // The same for bodies that finish later: `body` runs on the executor, and the lock is held until
+  // it, or whoever it handed that to, calls `finish` with its status. A `finish` that is destroyed
+  // without a call counts as kCancelled. `done` runs once, on the executor, with the result.
+  using FinishCallback = absl::AnyInvocable<void(absl::Status)>;
+  using AsyncBody = absl::AnyInvocable<void(LockContext context, FinishCallback finish)>;
+  void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
+                absl::AnyInvocable<void(absl::Status)> done);
+
   // Does anybody hold or wait for the resource? For any resource at all?
   bool IsBusy(ResourceName resource) const;
   bool IsBusy() const;
@@ -182,6 +218,8 @@ class LockManager {
   friend class Locker;
 
   explicit LockManager(internal::ManagerCore* core) : core_(core) {}
+
+  absl::StatusOr<LockContext> BeginRun(ResourceName resource, const AcquireOptions& options);
 
   internal::ManagerCore* core_;
 };

@@ -87,6 +87,7 @@ class [[nodiscard]] LockSet {
 
  private:
   friend class internal::SetRequest;
+  friend class NonPreemptibleScope;
 
   explicit LockSet(std::unique_ptr<internal::LockSetRep> rep);
 

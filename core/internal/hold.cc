@@ -173,9 +173,14 @@ void Hold::OnEvent(const WatchEvent& event) {
           if (state_ == LockState::kHeld) {
             state_ = LockState::kYielding;
             yield_untold_ = true;
-            signals.yield = true;
-            signals.stop = true;
-            signals.thief_priority = event.thief_priority;
+            thief_priority_ = event.thief_priority;
+            if (deferrals_ > 0) {
+              stop_deferred_ = true;
+            } else {
+              signals.yield = true;
+              signals.stop = true;
+              signals.thief_priority = thief_priority_;
+            }
           }
           LookAtClock(signals);
           break;
@@ -184,6 +189,7 @@ void Hold::OnEvent(const WatchEvent& event) {
           if (state_ == LockState::kYielding) {
             state_ = LockState::kHeld;
             yield_untold_ = false;
+            stop_deferred_ = false;
             grace_end_ = absl::InfiniteFuture();
             ArmEndTimer();
             // Renewal was refused meanwhile.
@@ -218,13 +224,43 @@ std::stop_token Hold::StopToken() {
   return source.get_token();
 }
 
+absl::Status Hold::Check() {
+  const LockState state = State();
+  if (state == LockState::kHeld) return absl::OkStatus();
+  if (state != LockState::kYielding) return LossError(state);
+  absl::MutexLock lock(&mu_);
+  if (deferrals_ > 0 || state_ != LockState::kYielding) return absl::OkStatus();
+  return MakeError(Reason::kYieldRequested,
+                   absl::StrCat(NameForMessage(), " should be given back: a request of priority ",
+                                thief_priority_, " waits for it"));
+}
+
+void Hold::Defer() {
+  State();  // Listens, so that it can tell afterwards what it kept back.
+  absl::MutexLock lock(&mu_);
+  ++deferrals_;
+}
+
+void Hold::EndDeferral() {
+  Signals signals;
+  {
+    absl::MutexLock lock(&mu_);
+    if (--deferrals_ == 0 && state_ == LockState::kYielding) {
+      signals.yield = yield_untold_;
+      signals.stop = std::exchange(stop_deferred_, false);
+      signals.thief_priority = thief_priority_;
+    }
+  }
+  Fire(signals);
+}
+
 void Hold::OnYieldRequested(absl::AnyInvocable<void()> callback) {
   bool now = false;
   {
     absl::MutexLock lock(&mu_);
     if (closed_) return;
     std::swap(on_yield_, callback);  // The old one goes without the mutex.
-    now = state_ == LockState::kYielding && yield_untold_;
+    now = state_ == LockState::kYielding && yield_untold_ && deferrals_ == 0;
   }
   if (now) {
     Fire({.yield = true});
@@ -292,8 +328,11 @@ void Hold::RunYieldCallback() {
   absl::AnyInvocable<void()> callback;
   {
     absl::MutexLock lock(&mu_);
-    // Withdrawn, lost or told meanwhile: then there is nothing to say.
-    if (closed_ || on_yield_ == nullptr || !yield_untold_ || state_ != LockState::kYielding) return;
+    // Withdrawn, lost, told or deferred meanwhile: then there is nothing to say now.
+    if (closed_ || on_yield_ == nullptr || !yield_untold_ || state_ != LockState::kYielding ||
+        deferrals_ > 0) {
+      return;
+    }
     yield_untold_ = false;
     callback = std::move(on_yield_);
     on_yield_ = nullptr;
@@ -425,7 +464,7 @@ absl::Status Hold::ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendRe
         case ExtendOutcome::kReserved:
           status = MakeError(
               Reason::kYieldRequested,
-              absl::StrCat("the lock on ", ResourceForMessage(terms_.resource),
+              absl::StrCat(NameForMessage(),
                            " was not extended: somebody of higher priority waits for it"));
           break;
         case ExtendOutcome::kNotHeld:
@@ -474,15 +513,18 @@ void Hold::Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> d
           absl::StatusOr<ExtendReply> reply) mutable { done(hold->ApplyExtension(sent, reply)); });
 }
 
+std::string Hold::NameForMessage() const {
+  // A plain lock that got its own life later does not know its name.
+  if (terms_.resource.empty()) return absl::StrCat("the lock with fencing token ", terms_.token);
+  return absl::StrCat("the lock on ", ResourceForMessage(terms_.resource), " (fencing token ",
+                      terms_.token, ")");
+}
+
 absl::Status Hold::LossError(LockState state) const {
   if (state == LockState::kReleased) {
-    return MakeError(
-        Reason::kNotHeld,
-        absl::StrCat("the lock on ", ResourceForMessage(terms_.resource), " was already released"));
+    return MakeError(Reason::kNotHeld, absl::StrCat(NameForMessage(), " was already released"));
   }
-  return MakeError(ReasonOfLoss(state),
-                   absl::StrCat("the lock on ", ResourceForMessage(terms_.resource),
-                                " (fencing token ", terms_.token, ") ", HowLost(state)));
+  return MakeError(ReasonOfLoss(state), absl::StrCat(NameForMessage(), " ", HowLost(state)));
 }
 
 // ---- Release ----

@@ -64,6 +64,13 @@ class Hold : public RefCounted<Hold> {
   void Release(absl::AnyInvocable<void(absl::Status)> done);
   void Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done);
 
+  // OK; or why the holder should leave: the lock is lost, or somebody waits for it and no
+  // NonPreemptibleScope defers that.
+  absl::Status Check();
+  // Between these two, as often as they are nested, the holder is not told that it should yield.
+  void Defer();
+  void EndDeferral();
+
   const HoldTerms& terms() const { return terms_; }
   ManagerCore* core() const;
   ResourceState Describe();
@@ -93,6 +100,7 @@ class Hold : public RefCounted<Hold> {
   void CancelTimers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmEndTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmRenewTimer(absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::string NameForMessage() const;
   absl::Status LossError(LockState state) const;
 
   void Listen() ABSL_LOCKS_EXCLUDED(mu_);
@@ -121,6 +129,9 @@ class Hold : public RefCounted<Hold> {
   std::optional<std::stop_source> stop_ ABSL_GUARDED_BY(mu_);
   bool stop_wanted_ ABSL_GUARDED_BY(mu_) = false;  // For a token asked for later.
   bool yield_untold_ ABSL_GUARDED_BY(mu_) = false;
+  Priority thief_priority_ ABSL_GUARDED_BY(mu_) = 0;
+  int deferrals_ ABSL_GUARDED_BY(mu_) = 0;
+  bool stop_deferred_ ABSL_GUARDED_BY(mu_) = false;
   absl::AnyInvocable<void()> on_yield_ ABSL_GUARDED_BY(mu_);
   absl::AnyInvocable<void(LockState)> on_lost_ ABSL_GUARDED_BY(mu_);
   Clock::TimerId end_timer_ ABSL_GUARDED_BY(mu_) = 0;

@@ -1,0 +1,214 @@
+#include "latchkey/core/internal/run_state.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/lock_set_rep.h"
+
+namespace latchkey {
+namespace internal {
+
+AcquireOptions OptionsForRun(const AcquireOptions& options) {
+  AcquireOptions adapted = options;
+  adapted.acquire_timeout = std::min(options.acquire_timeout, options.max_occupation_time);
+  if (!adapted.auto_renew) adapted.auto_renew = true;
+  return adapted;
+}
+
+absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status) {
+  if (options.max_occupation_time >= options.acquire_timeout ||
+      ReasonOf(status) != Reason::kAcquireTimeout) {
+    return status;
+  }
+  return MakeError(Reason::kOccupationTimeout,
+                   absl::StrCat("max_occupation_time is over (",
+                                absl::FormatDuration(options.max_occupation_time),
+                                ") before the body could begin: ", status.message()));
+}
+
+RunState::RunState(Clock& clock, std::string_view resource, const AcquireOptions& options,
+                   Lock lock)
+    : clock_(clock),
+      resource_(resource),
+      max_execution_(options.max_execution_time),
+      max_occupation_(options.max_occupation_time),
+      token_(lock.fencing_token()),
+      lock_(std::move(lock)) {}
+
+std::shared_ptr<RunState> RunState::Start(Clock& clock, std::string_view resource,
+                                          const AcquireOptions& options, absl::Time asked,
+                                          Lock lock) {
+  auto state = std::make_shared<RunState>(clock, resource, options, std::move(lock));
+  state->Arm(asked);
+  return state;
+}
+
+void RunState::Arm(absl::Time asked) {
+  if (max_execution_ == absl::InfiniteDuration() && max_occupation_ == absl::InfiniteDuration()) {
+    return;
+  }
+  const absl::Time now = clock_.Now();
+  const auto call = [self = shared_from_this()](Reason reason) {
+    return [self, reason] { self->OnLimit(reason); };
+  };
+  absl::MutexLock lock(&mu_);
+  execution_timer_ = clock_.RunAt(now + max_execution_, call(Reason::kExecutionTimeout));
+  if (max_occupation_ != absl::InfiniteDuration()) {
+    occupation_timer_ = clock_.RunAt(asked + max_occupation_, call(Reason::kOccupationTimeout));
+  }
+}
+
+void RunState::OnLimit(Reason reason) {
+  std::optional<std::stop_source> stop;
+  {
+    absl::MutexLock lock(&mu_);
+    if (done_) return;
+    if (limit_ == Reason::kNone) limit_ = reason;
+    stop = stop_;
+  }
+  if (stop) {
+    CallbackScope scope;
+    stop->request_stop();
+  }
+}
+
+absl::Status RunState::LimitError(Reason reason) const {
+  const bool execution = reason == Reason::kExecutionTimeout;
+  return MakeError(
+      reason,
+      absl::StrCat("the body that runs under the lock on ", ResourceForMessage(resource_),
+                   " took longer than ", execution ? "max_execution_time" : "max_occupation_time",
+                   " (", absl::FormatDuration(execution ? max_execution_ : max_occupation_), ")"));
+}
+
+RefPtr<Hold> RunState::SharedHold() {
+  absl::MutexLock lock(&mu_);
+  if (done_) return RefPtr<Hold>();
+  return RefPtr<Hold>::Share(&LockSetRep::HoldOf(lock_));
+}
+
+absl::Status RunState::CheckPoint() {
+  const RefPtr<Hold> hold = SharedHold();
+  if (!hold) {
+    return MakeError(Reason::kNotHeld, absl::StrCat("the lock on ", ResourceForMessage(resource_),
+                                                    " was already released"));
+  }
+  const absl::Status status = hold->Check();
+  if (!status.ok() && ReasonOf(status) != Reason::kYieldRequested) return Named(status);
+  {
+    absl::MutexLock lock(&mu_);
+    if (limit_ != Reason::kNone) return LimitError(limit_);
+  }
+  return status.ok() ? status : Named(status);
+}
+
+absl::Status RunState::Named(const absl::Status& status) const {
+  return MakeError(ReasonOf(status),
+                   absl::StrCat("running under the lock on ", ResourceForMessage(resource_), ": ",
+                                status.message()));
+}
+
+std::stop_token RunState::StopToken() {
+  const RefPtr<Hold> hold = SharedHold();
+  if (!hold) return {};
+  std::stop_source source;
+  bool stopped;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stop_) return stop_->get_token();
+    stop_.emplace();
+    source = *stop_;
+    stopped = limit_ != Reason::kNone;
+  }
+  // Without the mutex, since it may run at once, and what it runs may come back here.
+  auto stops = std::make_unique<std::stop_callback<StopFn>>(hold->StopToken(), StopFn{source});
+  if (stopped) source.request_stop();
+  absl::MutexLock lock(&mu_);
+  if (!done_) lock_stops_ = std::move(stops);
+  return source.get_token();
+}
+
+Lock RunState::TakeLock() {
+  Clock::TimerId execution;
+  Clock::TimerId occupation;
+  std::unique_ptr<std::stop_callback<StopFn>> stops;
+  Lock lock;
+  {
+    absl::MutexLock guard(&mu_);
+    done_ = true;
+    execution = std::exchange(execution_timer_, 0);
+    occupation = std::exchange(occupation_timer_, 0);
+    stops = std::move(lock_stops_);
+    lock = std::move(lock_);
+  }
+  clock_.Cancel(execution);
+  clock_.Cancel(occupation);
+  return lock;
+}
+
+absl::Status RunState::Verdict(const absl::Status& body, const absl::Status& released) {
+  const auto verdict = [&body](absl::Status status) {
+    if (body.ok() || body == status) return status;
+    return MakeError(ReasonOf(status),
+                     absl::StrCat(status.message(), "; the body said: ", body.ToString()));
+  };
+  switch (ReasonOf(released)) {
+    case Reason::kStolen:
+    case Reason::kExpired:
+    case Reason::kLost:
+      // Others may have been inside meanwhile, whatever the body believes.
+      return ReasonOf(body) == ReasonOf(released) ? body : verdict(Named(released));
+    default:
+      break;
+  }
+  absl::MutexLock lock(&mu_);
+  if (limit_ == Reason::kNone) return body;
+  return ReasonOf(body) == limit_ ? body : verdict(LimitError(limit_));
+}
+
+RunGuard::~RunGuard() { const Lock released = context_.state_->TakeLock(); }
+
+absl::Status RunGuard::Finish(const absl::Status& body) {
+  Lock lock = context_.state_->TakeLock();
+  const absl::Status verdict = context_.state_->Verdict(body, lock.Release());
+  return verdict == body ? absl::OkStatus() : verdict;
+}
+
+}  // namespace internal
+
+absl::Status LockContext::CheckPoint() const { return state_->CheckPoint(); }
+
+std::stop_token LockContext::stop_token() const { return state_->StopToken(); }
+
+FencingToken LockContext::fencing_token() const { return state_->fencing_token(); }
+
+NonPreemptibleScope::NonPreemptibleScope(const Lock& lock) {
+  if (lock.IsHeld()) {
+    Add(internal::RefPtr<internal::Hold>::Share(&internal::LockSetRep::HoldOf(lock)));
+  }
+}
+
+NonPreemptibleScope::NonPreemptibleScope(const LockSet& locks) {
+  if (!locks.IsHeld()) return;
+  for (internal::LockSetRep::Member& member : locks.rep_->members) {
+    Add(internal::RefPtr<internal::Hold>::Share(&internal::LockSetRep::HoldOf(member.lock)));
+  }
+}
+
+NonPreemptibleScope::NonPreemptibleScope(const LockContext& context) {
+  Add(context.state_->SharedHold());
+}
+
+NonPreemptibleScope::~NonPreemptibleScope() {
+  for (const internal::RefPtr<internal::Hold>& hold : holds_) hold->EndDeferral();
+}
+
+void NonPreemptibleScope::Add(internal::RefPtr<internal::Hold> hold) {
+  if (!hold) return;
+  hold->Defer();
+  holds_.push_back(std::move(hold));
+}
+
+}  // namespace latchkey

@@ -1,0 +1,90 @@
+// RunState is one body that runs under a lock: its lock, its time limits and its way to stop.
+//
+// Thread safety: all methods may be called from any thread; Finish once.
+#ifndef LATCHKEY_CORE_INTERNAL_RUN_STATE_H_
+#define LATCHKEY_CORE_INTERNAL_RUN_STATE_H_
+
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <string_view>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "latchkey/core/acquire_options.h"
+#include "latchkey/core/clock.h"
+#include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lock.h"
+#include "latchkey/core/lock_context.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey::internal {
+
+// The options with which a body's lock is acquired: max_occupation_time bounds the wait, too, and a
+// finite lease is renewed.
+AcquireOptions OptionsForRun(const AcquireOptions& options);
+
+// What a failure to acquire with those options means for the caller of Run.
+absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status);
+
+class RunState : public std::enable_shared_from_this<RunState> {
+ public:
+  // `asked` is when the caller asked for the lock.
+  static std::shared_ptr<RunState> Start(Clock& clock, std::string_view resource,
+                                         const AcquireOptions& options, absl::Time asked,
+                                         Lock lock);
+  RunState(Clock& clock, std::string_view resource, const AcquireOptions& options, Lock lock);
+  // Releases the lock if that has not happened.
+  ~RunState() = default;
+
+  LockContext context() { return LockContext(shared_from_this()); }
+
+  absl::Status CheckPoint();
+  std::stop_token StopToken();
+  FencingToken fencing_token() const { return token_; }
+  // Null if the lock was released.
+  RefPtr<Hold> SharedHold();
+
+  // Ends the limits, and gives the lock to the caller to release.
+  Lock TakeLock();
+  // What the caller of Run gets: the body's own status unless the lock was lost or the body ran
+  // for too long. `released` is what releasing the lock said.
+  absl::Status Verdict(const absl::Status& body, const absl::Status& released);
+
+ private:
+  void Arm(absl::Time asked);
+  void OnLimit(Reason reason);
+  absl::Status LimitError(Reason reason) const;
+  absl::Status Named(const absl::Status& status) const;
+
+  Clock& clock_;
+  const std::string resource_;
+  const absl::Duration max_execution_;
+  const absl::Duration max_occupation_;
+  const FencingToken token_;
+
+  absl::Mutex mu_;
+  Lock lock_ ABSL_GUARDED_BY(mu_);
+  bool done_ ABSL_GUARDED_BY(mu_) = false;
+  Reason limit_ ABSL_GUARDED_BY(mu_) = Reason::kNone;  // The first that was over.
+  Clock::TimerId execution_timer_ ABSL_GUARDED_BY(mu_) = 0;
+  Clock::TimerId occupation_timer_ ABSL_GUARDED_BY(mu_) = 0;
+  std::optional<std::stop_source> stop_ ABSL_GUARDED_BY(mu_);
+  struct StopFn {
+    std::stop_source source;
+    void operator()() const {
+      std::stop_source kept = source;  // The callbacks may end the run, and this with it.
+      kept.request_stop();
+    }
+  };
+  std::unique_ptr<std::stop_callback<StopFn>> lock_stops_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace latchkey::internal
+
+#endif  // LATCHKEY_CORE_INTERNAL_RUN_STATE_H_

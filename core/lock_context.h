@@ -1,0 +1,122 @@
+// LockContext is what a body sees of the lock that it runs under (LockManager::Run).
+//
+//   absl::Status status = locks.Run("report", {.max_execution_time = absl::Minutes(5)},
+//                                   [&](LockContext& context) -> absl::Status {
+//     for (const Page& page : pages) {
+//       if (absl::Status stop = context.CheckPoint(); !stop.ok()) return stop;
+//       store.Write(page, context.fencing_token());
+//     }
+//     return absl::OkStatus();
+//   });
+//
+// Nobody takes the lock away from a body that runs longer than it may: it is asked to stop, and the
+// lock is released when it returns.
+//
+// Thread safety: all methods may be called from any thread. Copies are the same context. It may be
+// kept after the body has finished: then it says that the lock was released.
+#ifndef LATCHKEY_CORE_LOCK_CONTEXT_H_
+#define LATCHKEY_CORE_LOCK_CONTEXT_H_
+
+#include <memory>
+#include <stop_token>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lease.h"
+#include "latchkey/core/lock.h"
+#include "latchkey/core/lock_set.h"
+
+namespace latchkey {
+
+namespace internal {
+class RunGuard;
+class RunState;
+}  // namespace internal
+
+class LockContext {
+ public:
+  // OK as long as the body may go on. Call it between two steps of the work, and return what it
+  // says. kAborted: the lock is lost (kStolen, kExpired, kLost), or somebody of higher priority
+  // waits for it (kYieldRequested). kDeadlineExceeded: max_execution_time or max_occupation_time is
+  // over.
+  absl::Status CheckPoint() const;
+
+  // Requested to stop as soon as CheckPoint() would fail; stays requested.
+  std::stop_token stop_token() const;
+
+  // The number to pass along with every write to the protected resource.
+  FencingToken fencing_token() const;
+
+ private:
+  friend class internal::RunGuard;
+  friend class internal::RunState;
+  friend class NonPreemptibleScope;
+
+  explicit LockContext(std::shared_ptr<internal::RunState> state) : state_(std::move(state)) {}
+
+  std::shared_ptr<internal::RunState> state_;
+};
+
+// A phase that must not be interrupted: while it lives, the holder is not told that it should
+// yield (no stop token is requested, no callback is called, CheckPoint() is OK), and is told
+// afterwards if somebody still waits.
+//
+//   {
+//     NonPreemptibleScope commit(*lock);
+//     ...
+//   }
+//
+// It puts off the news and nothing else: the state says kYielding, a lease that was not renewed
+// because somebody waits still ends, and so does the grace of a forced hand-over. A loss is told at
+// once. For a hold that nobody may ask for at all there is AcquireOptions::preemptible.
+//
+// Thread safety: one thread makes and destroys it. It may outlive the lock.
+class [[nodiscard]] NonPreemptibleScope {
+ public:
+  explicit NonPreemptibleScope(const Lock& lock);
+  explicit NonPreemptibleScope(const LockSet& locks);
+  explicit NonPreemptibleScope(const LockContext& context);
+  NonPreemptibleScope(const NonPreemptibleScope&) = delete;
+  NonPreemptibleScope& operator=(const NonPreemptibleScope&) = delete;
+  ~NonPreemptibleScope();
+
+ private:
+  void Add(internal::RefPtr<internal::Hold> hold);
+
+  std::vector<internal::RefPtr<internal::Hold>> holds_;
+};
+
+namespace internal {
+
+// Releases when a body has returned, or thrown.
+class RunGuard {
+ public:
+  explicit RunGuard(LockContext context) : context_(std::move(context)) {}
+  RunGuard(const RunGuard&) = delete;
+  RunGuard& operator=(const RunGuard&) = delete;
+  ~RunGuard();
+
+  LockContext& context() { return context_; }
+  // Releases; OK if the body's result, whose status this is, is what the caller gets.
+  absl::Status Finish(const absl::Status& body);
+
+ private:
+  LockContext context_;
+};
+
+// The status of what a body returned.
+inline const absl::Status& StatusOf(const absl::Status& status) { return status; }
+template <typename T>
+const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
+  return result.status();
+}
+
+}  // namespace internal
+
+}  // namespace latchkey
+
+#endif  // LATCHKEY_CORE_LOCK_CONTEXT_H_

@@ -1,0 +1,379 @@
+// What Run, RunAsync, LockContext and NonPreemptibleScope promise.
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "latchkey/core/lock_context.h"
+#include "latchkey/core/lock_manager.h"
+#include "latchkey/tests/support/lock_manager_fixture.h"
+
+namespace latchkey {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class RunTest : public LockManagerFixture {
+ protected:
+  static absl::Status Ok(LockContext&) { return absl::OkStatus(); }
+};
+
+TEST_F(RunTest, RunsTheBodyUnderTheLockAndReturnsItsStatus) {
+  EXPECT_TRUE(locks_
+                  .Run("a", {},
+                       [&](LockContext& context) {
+                         EXPECT_TRUE(locks_.IsBusy("a"));
+                         EXPECT_GT(context.fencing_token(), 0u);
+                         EXPECT_TRUE(context.CheckPoint().ok());
+                         EXPECT_FALSE(context.stop_token().stop_requested());
+                         return absl::OkStatus();
+                       })
+                  .ok());
+  const absl::Status mine = absl::DataLossError("mine");
+  EXPECT_EQ(locks_.Run("a", {}, [&](LockContext&) { return mine; }), mine);
+  ExpectNothingLeft();
+}
+
+TEST_F(RunTest, PassesTheValueOfTheBodyThrough) {
+  absl::StatusOr<std::unique_ptr<int>> value =
+      locks_.Run("a", {}, [](LockContext&) -> absl::StatusOr<std::unique_ptr<int>> {
+        return std::make_unique<int>(42);
+      });
+  ASSERT_TRUE(value.ok());
+  EXPECT_EQ(**value, 42);
+  absl::StatusOr<std::string> failed = locks_.Run(
+      "a", {},
+      [](LockContext&) -> absl::StatusOr<std::string> { return absl::NotFoundError("x"); });
+  EXPECT_EQ(failed.status(), absl::NotFoundError("x"));
+}
+
+TEST_F(RunTest, TheBodyDoesNotRunWithoutTheLock) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  bool ran = false;
+  absl::StatusOr<int> result = locks_.Run("a", {.acquire_timeout = absl::ZeroDuration()},
+                                          [&](LockContext&) -> absl::StatusOr<int> {
+                                            ran = true;
+                                            return 1;
+                                          });
+  EXPECT_EQ(ReasonOf(result.status()), Reason::kAcquireTimeout);
+  EXPECT_FALSE(ran);
+}
+
+TEST_F(RunTest, AnExceptionOfTheBodyGoesOnAfterTheRelease) {
+  const auto throws = [&](LockContext&) -> absl::Status { throw std::runtime_error("oops"); };
+  EXPECT_THROW(static_cast<void>(locks_.Run("a", {}, throws)), std::runtime_error);
+  ExpectNothingLeft();
+}
+
+TEST_F(RunTest, ALongBodyIsAskedToStopAndReportedButKeepsTheLock) {
+  std::stop_token stop;
+  absl::Status checked;
+  std::shared_ptr<Pending> next;
+  const absl::Status status = locks_.Run(
+      "a", {.max_execution_time = absl::Seconds(5)}, [&](LockContext& context) -> absl::Status {
+        stop = context.stop_token();
+        next = Ask("a");
+        clock_.AdvanceBy(absl::Seconds(5) - absl::Nanoseconds(1));
+        EXPECT_FALSE(stop.stop_requested());
+        EXPECT_TRUE(context.CheckPoint().ok());
+        clock_.AdvanceBy(absl::Nanoseconds(1));
+        EXPECT_TRUE(stop.stop_requested());
+        checked = context.CheckPoint();
+        clock_.AdvanceBy(absl::Hours(1));
+        EXPECT_FALSE(next->result) << "two inside";
+        return absl::OkStatus();
+      });
+  EXPECT_EQ(ReasonOf(checked), Reason::kExecutionTimeout);
+  EXPECT_EQ(ReasonOf(status), Reason::kExecutionTimeout);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(status.message(), HasSubstr("'a'"));
+  EXPECT_THAT(status.message(), HasSubstr("5s"));
+  EXPECT_TRUE(next->granted());
+}
+
+TEST_F(RunTest, AStopTokenAskedForLateIsStopped) {
+  static_cast<void>(
+      locks_.Run("a", {.max_execution_time = absl::Seconds(5)}, [&](LockContext& context) {
+        clock_.AdvanceBy(absl::Seconds(5));
+        EXPECT_TRUE(context.stop_token().stop_requested());
+        return absl::OkStatus();
+      }));
+}
+
+TEST_F(RunTest, TheErrorOfABodyThatTookTooLongIsKeptInTheMessage) {
+  const absl::Status status =
+      locks_.Run("a", {.max_execution_time = absl::Seconds(5)}, [&](LockContext&) {
+        clock_.AdvanceBy(absl::Seconds(6));
+        return absl::DataLossError("disk is full");
+      });
+  EXPECT_EQ(ReasonOf(status), Reason::kExecutionTimeout);
+  EXPECT_THAT(status.message(), HasSubstr("disk is full"));
+}
+
+TEST_F(RunTest, OccupationCountsTheWaitAndTheBody) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.lease = absl::Seconds(4)});
+  std::optional<absl::Status> result;
+  absl::Status checked;
+  LockManager::FinishCallback finish;
+  std::optional<LockContext> context;
+  locks_.RunAsync(
+      "a", {.max_occupation_time = absl::Seconds(6)},
+      [&](LockContext with, LockManager::FinishCallback call) {
+        context = with;
+        finish = std::move(call);
+      },
+      [&](absl::Status status) { result = std::move(status); });
+  clock_.AdvanceBy(absl::Seconds(5));
+  ASSERT_TRUE(context);
+  EXPECT_TRUE(context->CheckPoint().ok());
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_EQ(ReasonOf(context->CheckPoint()), Reason::kOccupationTimeout);
+  EXPECT_FALSE(locks_.TryAcquire("a").ok());
+  finish(absl::OkStatus());
+  EXPECT_EQ(ReasonOf(*result), Reason::kOccupationTimeout);
+}
+
+TEST_F(RunTest, OccupationEndsTheWait) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "bob"});
+  std::optional<absl::Status> result;
+  locks_.RunAsync(
+      "a", {.acquire_timeout = absl::Seconds(9), .max_occupation_time = absl::Seconds(6)},
+      [&](LockContext, LockManager::FinishCallback) { FAIL(); },
+      [&](absl::Status status) { result = std::move(status); });
+  clock_.AdvanceBy(absl::Seconds(6));
+  ASSERT_TRUE(result);
+  EXPECT_EQ(ReasonOf(*result), Reason::kOccupationTimeout);
+  EXPECT_THAT(result->message(), HasSubstr("'bob'"));
+}
+
+TEST_F(RunTest, ABodyThatWasPreemptedIsToldAtItsCheckPoint) {
+  std::shared_ptr<Pending> thief;
+  const absl::Status status = locks_.Run("a", {}, [&](LockContext& context) -> absl::Status {
+    std::stop_token stop = context.stop_token();
+    thief = Ask("a", {.priority = 7});
+    EXPECT_TRUE(stop.stop_requested());
+    return context.CheckPoint();
+  });
+  EXPECT_EQ(ReasonOf(status), Reason::kYieldRequested);
+  EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(status.message(), HasSubstr("'a'"));
+  EXPECT_THAT(status.message(), HasSubstr("priority 7"));
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(RunTest, ABodyThatFinishesInSpiteOfAYieldKeepsItsResult) {
+  const absl::Status status = locks_.Run("a", {}, [&](LockContext&) {
+    Ask("a", {.priority = 7});
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_F(RunTest, AFiniteLeaseIsRenewedUntilTheBodyReturns) {
+  std::shared_ptr<Pending> next;
+  const absl::Status status =
+      locks_.Run("a", {.lease = absl::Seconds(3)}, [&](LockContext& context) {
+        next = Ask("a");
+        clock_.AdvanceBy(absl::Minutes(10));
+        EXPECT_FALSE(next->result);
+        return context.CheckPoint();
+      });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(next->granted());
+}
+
+TEST_F(RunTest, ALostLockMeansAbortedWhateverTheBodySays) {
+  std::shared_ptr<Pending> thief;
+  std::stop_token stop;
+  const absl::Status status =
+      locks_.Run("a", {.lease = absl::Seconds(3)}, [&](LockContext& context) {
+        stop = context.stop_token();
+        thief = Ask("a", {.priority = 1});
+        EXPECT_TRUE(stop.stop_requested()) << "renewal is refused from now on";
+        clock_.AdvanceBy(absl::Seconds(4));
+        EXPECT_TRUE(thief->granted());
+        EXPECT_EQ(ReasonOf(context.CheckPoint()), Reason::kExpired);
+        return absl::OkStatus();
+      });
+  EXPECT_EQ(ReasonOf(status), Reason::kExpired);
+  EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(status.message(), HasSubstr("'a'"));
+  EXPECT_TRUE(thief->lock().IsHeld());
+
+  absl::StatusOr<int> stolen = locks_.Run("b", {}, [&](LockContext&) -> absl::StatusOr<int> {
+    thief = Ask("b", {.priority = 1, .preemption_grace = absl::Seconds(1)});
+    clock_.AdvanceBy(absl::Seconds(1));
+    return 1;
+  });
+  EXPECT_EQ(stolen.status().code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(RunTest, MaxHoldBoundsABody) {
+  const absl::Status status = locks_.Run(
+      "a", {.lease = absl::Seconds(3), .max_hold = absl::Seconds(20)}, [&](LockContext& context) {
+        clock_.AdvanceBy(absl::Seconds(19));
+        EXPECT_TRUE(context.CheckPoint().ok());
+        clock_.AdvanceBy(absl::Seconds(1));
+        return context.CheckPoint();
+      });
+  EXPECT_EQ(ReasonOf(status), Reason::kExpired);
+}
+
+TEST_F(RunTest, AContextKeptTooLongSaysThatTheLockWasReleased) {
+  std::optional<LockContext> kept;
+  EXPECT_TRUE(locks_
+                  .Run("a", {},
+                       [&](LockContext& context) {
+                         kept = context;
+                         return absl::OkStatus();
+                       })
+                  .ok());
+  EXPECT_EQ(ReasonOf(kept->CheckPoint()), Reason::kNotHeld);
+  EXPECT_FALSE(kept->stop_token().stop_possible());
+  ExpectNothingLeft();
+}
+
+TEST_F(RunTest, BlockingRunInsideACallbackIsRefused) {
+  absl::Status status;
+  locks_.AcquireAsync("a", {}, [&](absl::StatusOr<Lock>) { status = locks_.Run("b", {}, Ok); });
+  EXPECT_EQ(ReasonOf(status), Reason::kWouldBlock);
+}
+
+// ---- RunAsync ----
+
+TEST_F(RunTest, AnAsynchronousBodyHoldsTheLockUntilItFinishes) {
+  LockManager::FinishCallback finish;
+  std::optional<absl::Status> result;
+  locks_.RunAsync(
+      "a", {},
+      [&](LockContext context, LockManager::FinishCallback call) {
+        EXPECT_TRUE(context.CheckPoint().ok());
+        finish = std::move(call);
+      },
+      [&](absl::Status status) { result = std::move(status); });
+  EXPECT_FALSE(result);
+  EXPECT_FALSE(locks_.TryAcquire("a").ok());
+  finish(absl::DataLossError("mine"));
+  EXPECT_EQ(*result, absl::DataLossError("mine"));
+  finish(absl::OkStatus());
+  EXPECT_EQ(*result, absl::DataLossError("mine")) << "only the first call counts";
+  ExpectNothingLeft();
+}
+
+TEST_F(RunTest, AnAsynchronousBodyThatDropsItsCallbackReleases) {
+  std::optional<absl::Status> result;
+  locks_.RunAsync(
+      "a", {}, [](LockContext, LockManager::FinishCallback) {},
+      [&](absl::Status status) { result = std::move(status); });
+  ASSERT_TRUE(result);
+  EXPECT_EQ(ReasonOf(*result), Reason::kCancelled);
+  ExpectNothingLeft();
+}
+
+TEST_F(RunTest, AsynchronousBodiesQueue) {
+  std::vector<int> order;
+  std::vector<LockManager::FinishCallback> finish;
+  for (int i = 0; i < 3; ++i) {
+    locks_.RunAsync(
+        "a", {},
+        [&, i](LockContext, LockManager::FinishCallback call) {
+          order.push_back(i);
+          finish.push_back(std::move(call));
+        },
+        nullptr);
+  }
+  EXPECT_THAT(order, ElementsAre(0));
+  finish[0](absl::OkStatus());
+  EXPECT_THAT(order, ElementsAre(0, 1));
+  finish[1](absl::OkStatus());
+  finish[2](absl::OkStatus());
+  EXPECT_THAT(order, ElementsAre(0, 1, 2));
+  ExpectNothingLeft();
+}
+
+// ---- NonPreemptibleScope ----
+
+TEST_F(RunTest, ANonPreemptibleScopeDefersTheYield) {
+  absl::StatusOr<Lock> holder = locks_.Acquire("a");
+  int asked = 0;
+  holder->OnYieldRequested([&] { ++asked; });
+  std::stop_token stop = holder->stop_token();
+  std::shared_ptr<Pending> thief;
+  {
+    NonPreemptibleScope outer(*holder);
+    {
+      NonPreemptibleScope inner(*holder);
+      thief = Ask("a", {.priority = 1});
+    }
+    EXPECT_EQ(asked, 0);
+    EXPECT_FALSE(stop.stop_requested());
+    EXPECT_EQ(holder->state(), LockState::kYielding);
+  }
+  EXPECT_EQ(asked, 1);
+  EXPECT_TRUE(stop.stop_requested());
+  EXPECT_TRUE(holder->Release().ok());
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(RunTest, AYieldThatIsWithdrawnWithinTheScopeIsNeverTold) {
+  absl::StatusOr<Lock> holder = locks_.Acquire("a");
+  int asked = 0;
+  {
+    NonPreemptibleScope scope(*holder);
+    holder->OnYieldRequested([&] { ++asked; });
+    Ask("a", {.priority = 1, .acquire_timeout = absl::Seconds(1)});
+    clock_.AdvanceBy(absl::Seconds(1));
+  }
+  EXPECT_EQ(asked, 0);
+  EXPECT_FALSE(holder->stop_token().stop_requested());
+}
+
+TEST_F(RunTest, ANonPreemptibleScopeIsBoundedByTheLease) {
+  absl::StatusOr<Lock> holder = locks_.Acquire("a", {.lease = absl::Seconds(5)});
+  std::vector<LockState> lost;
+  holder->OnLost([&](LockState state) { lost.push_back(state); });
+  NonPreemptibleScope scope(*holder);
+  auto thief = Ask("a", {.priority = 1});
+  clock_.AdvanceBy(absl::Seconds(5));
+  EXPECT_THAT(lost, ElementsAre(LockState::kExpired));
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(RunTest, CheckPointsInsideANonPreemptibleScopePass) {
+  const absl::Status status = locks_.Run("a", {}, [&](LockContext& context) -> absl::Status {
+    std::stop_token stop = context.stop_token();
+    {
+      NonPreemptibleScope commit(context);
+      Ask("a", {.priority = 1});
+      EXPECT_TRUE(context.CheckPoint().ok());
+      EXPECT_FALSE(stop.stop_requested());
+    }
+    EXPECT_TRUE(stop.stop_requested());
+    return context.CheckPoint();
+  });
+  EXPECT_EQ(ReasonOf(status), Reason::kYieldRequested);
+}
+
+TEST_F(RunTest, ANonPreemptibleScopeCoversASet) {
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"a", "b"});
+  int asked = 0;
+  set->OnYieldRequested([&] { ++asked; });
+  {
+    NonPreemptibleScope scope(*set);
+    Ask("b", {.priority = 1, .acquire_timeout = absl::Seconds(9)});
+    EXPECT_EQ(asked, 0);
+  }
+  EXPECT_EQ(asked, 1);
+}
+
+}  // namespace
+}  // namespace latchkey
