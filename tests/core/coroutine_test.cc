@@ -99,8 +99,7 @@ Task Keep(LockManager& locks, std::string_view key, AcquireOptions options,
   co_await std::suspend_always();
 }
 
-// ---- g++ 12's trouble with temporaries in co_await expressions
-// ------------------------------------
+// ---- g++ 12's trouble with temporaries in co_await expressions ----
 
 // Options of every kind, written where they are awaited.
 Task WriteOptionsInPlace(LockManager& locks, std::string key, std::stop_token stop,
@@ -203,8 +202,7 @@ TEST_F(CoroutineTest, EveryOptionReachesTheRequest) {
   EXPECT_EQ(copy.retry, retry);
 }
 
-// ---- Locks
-// ---------------------------------------------------------------------------------------
+// ---- Locks ----
 
 TEST_F(CoroutineTest, TakesAFreeLockWithoutSuspending) {
   std::optional<absl::Status> outcome;
@@ -359,8 +357,7 @@ TEST_F(CoroutineTest, ALoopOfFreeLocksDoesNotRecurse) {
   EXPECT_EQ(rounds, 100'000);
 }
 
-// ---- Callbacks
-// -----------------------------------------------------------------------------------
+// ---- Callbacks ----
 
 TEST_F(CoroutineTest, AwaitsWhatACallbackTells) {
   std::optional<Completion<int>> pending;
@@ -418,8 +415,7 @@ TEST_F(CoroutineTest, ACallbackOnAnotherThreadRacesWithTheSuspension) {
   EXPECT_EQ(sum, 200);
 }
 
-// ---- Time
-// ----------------------------------------------------------------------------------------
+// ---- Time ----
 
 TEST_F(CoroutineTest, SleepsUntilTheClockSaysSo) {
   int awake = 0;
