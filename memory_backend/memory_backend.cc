@@ -492,7 +492,11 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       }
     }
     const bool needs_time = request.lease != absl::InfiniteDuration() ||
-                            request.reservation_lease != absl::InfiniteDuration() || request.grace;
+                            request.reservation_lease != absl::InfiniteDuration() ||
+                            request.grace ||
+                            // A poll without a grace hears what is left of an earlier one.
+                            (slot.extra != nullptr && slot.extra->record.successor &&
+                             slot.extra->record.successor->grace_end != absl::InfiniteFuture());
     StepFull(shard, index, needs_time, outbox,
              [&](LockRecord& record, absl::Time now, Effects& effects) {
                reply = Apply(record, request, now, effects);
