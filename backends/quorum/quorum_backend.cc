@@ -34,12 +34,16 @@ struct Node {
   // after its release: the release may arrive late, or be repeated.
   AcquisitionId id = AcquisitionId::Next();
   Vote vote = Vote::kNone;
-  bool reentered = false;
+  bool own = false;        // This attempt's id obtained the hold here,
+  bool reentered = false;  // or entered a hold of another attempt of its owner.
+  bool again = false;      // The last answer was of the very hold that we knew here.
   FencingToken token = 0;
   absl::Time deadline = absl::InfinitePast();  // kGranted, by our clock.
   FencingToken confirming = 0;                 // Asked to confirm this.
-  ObtainReply reply = {};                      // kReserved, kDenied.
-  absl::Status error = {};                     // kUnavailable, kUnknown.
+  // A reservation of ours may stand here until then, whatever was said since.
+  absl::Time reserved_until = absl::InfinitePast();
+  ObtainReply reply = {};   // kReserved, kDenied.
+  absl::Status error = {};  // kUnavailable, kUnknown.
   LeaseHint hint = 0;
 
   // Events since the last Obtain.
@@ -62,7 +66,10 @@ struct Attempt {
   std::vector<Node> nodes ABSL_GUARDED_BY(mutex);
   bool busy ABSL_GUARDED_BY(mutex) = false;
   std::deque<Action> steps ABSL_GUARDED_BY(mutex);
-  bool holds ABSL_GUARDED_BY(mutex) = false;  // Obtained by a majority, and not released.
+  bool holds ABSL_GUARDED_BY(mutex) = false;      // Obtained by a majority, and not released.
+  FencingToken token ABSL_GUARDED_BY(mutex) = 0;  // If it holds.
+  // The latest Obtain; answers to those before it say nothing any more.
+  std::shared_ptr<const void> round ABSL_GUARDED_BY(mutex);
 
   // The caller's watch.
   struct Watching {
@@ -112,6 +119,8 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   // Forgets an attempt of which nothing is left on any server.
   void ForgetIfIdle(AcquisitionId id, const AttemptPtr& attempt) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  bool IsIdle(Attempt& attempt) const;
+
   // Steps of one attempt, one at a time.
   void Enter(const AttemptPtr& attempt, Action step);
   void Leave(const AttemptPtr& attempt);
@@ -144,6 +153,7 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
 
   absl::Mutex mutex_;
   absl::flat_hash_map<AcquisitionId, AttemptPtr> attempts_ ABSL_GUARDED_BY(mutex_);
+  size_t sweep_at_ ABSL_GUARDED_BY(mutex_) = 1024;
 };
 
 // The n-th smallest (from 1) of some values; infinite if there are fewer.
@@ -171,6 +181,11 @@ std::shared_ptr<Attempt> Quorum::Find(AcquisitionId id) {
 
 std::shared_ptr<Attempt> Quorum::FindOrAdd(AcquisitionId id, std::string_view resource) {
   absl::MutexLock lock(&mutex_);
+  // Reservations that nobody withdrew run out without a word.
+  if (attempts_.size() >= sweep_at_) {
+    absl::erase_if(attempts_, [this](const auto& entry) { return IsIdle(*entry.second); });
+    sweep_at_ = 2 * attempts_.size() + 1024;
+  }
   AttemptPtr& attempt = attempts_[id];
   if (attempt == nullptr) attempt = std::make_shared<Attempt>(size(), std::string(resource));
   return attempt;
@@ -180,14 +195,20 @@ void Quorum::ForgetIfIdle(AcquisitionId id, const AttemptPtr& attempt) {
   absl::MutexLock map_lock(&mutex_);
   const auto found = attempts_.find(id);
   if (found == attempts_.end() || found->second != attempt) return;
-  absl::MutexLock lock(&attempt->mutex);
-  if (attempt->busy || attempt->watching != nullptr) return;
-  for (const Node& node : attempt->nodes) {
-    if (node.vote == Vote::kGranted || node.vote == Vote::kReserved || node.vote == Vote::kAsked) {
-      return;
+  if (IsIdle(*attempt)) attempts_.erase(found);
+}
+
+bool Quorum::IsIdle(Attempt& attempt) const {
+  absl::MutexLock lock(&attempt.mutex);
+  if (attempt.busy || attempt.watching != nullptr) return false;
+  const absl::Time now = clock_.Now();
+  for (const Node& node : attempt.nodes) {
+    if (node.vote == Vote::kGranted || node.vote == Vote::kReserved || node.vote == Vote::kAsked ||
+        node.reserved_until > now) {
+      return false;
     }
   }
-  attempts_.erase(found);
+  return true;
 }
 
 void Quorum::Enter(const AttemptPtr& attempt, Action step) {
@@ -237,6 +258,7 @@ void Quorum::Obtain(const ObtainRequest& request, ObtainCallback done) {
 void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller) {
   {
     absl::MutexLock lock(&attempt->mutex);
+    attempt->round = round;
     for (Node& node : attempt->nodes) {
       node.vote = Vote::kAsked;
       node.signalled = false;
@@ -269,6 +291,14 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     Node& node = attempt->nodes[i];
     // Given up meanwhile: the release is on its way behind the request.
     if (node.id != id) return;
+    if (attempt->round != round) {
+      // Too late to count, but not to remember whose hold it is.
+      if (reply.ok() && reply->outcome == ObtainOutcome::kObtained) {
+        node.own = true;
+        node.token = reply->token;
+      }
+      return;
+    }
     if (!reply.ok()) {
       const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
@@ -278,7 +308,10 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
         case ObtainOutcome::kObtained:
         case ObtainOutcome::kReentered:
           node.vote = Vote::kGranted;
-          node.reentered = reply->outcome == ObtainOutcome::kReentered;
+          node.again = reply->outcome == ObtainOutcome::kReentered && node.token == reply->token;
+          node.own = reply->outcome == ObtainOutcome::kObtained || (node.own && node.again);
+          node.reentered = !node.own;
+          node.reserved_until = absl::InfinitePast();
           node.token = reply->token;
           node.deadline = round->start + reply->remaining;
           node.hint = reply->hint;
@@ -287,6 +320,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           break;
         case ObtainOutcome::kReserved:
           node.vote = Vote::kReserved;
+          node.reserved_until = clock_.Now() + round->request.reservation_lease;
           node.reply = *std::move(reply);
           break;
         case ObtainOutcome::kDenied:
@@ -343,6 +377,25 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
     }
   }
 
+  if (granted >= majority_ && attempt->holds) {
+    // The holder repeats itself: its token stands where it never lost the hold.
+    std::vector<absl::Duration> left;
+    for (const Node& node : attempt->nodes) {
+      if (node.vote == Vote::kGranted && node.deadline > now && node.again &&
+          node.token >= attempt->token) {
+        left.push_back(node.deadline - round->start);
+      }
+    }
+    if (left.size() >= majority_) {
+      Decide(attempt, round, caller,
+             ObtainReply{.outcome = ObtainOutcome::kReentered,
+                         .token = attempt->token,
+                         .remaining = NthLargest(std::move(left), majority_)},
+             actions);
+      return;
+    }
+    if (left.size() + asked >= majority_) return;
+  }
   if (granted >= majority_) {
     std::vector<absl::Duration> left;
     size_t confirming = 0;
@@ -358,6 +411,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
     }
     if (left.size() >= majority_) {
       attempt->holds = true;
+      attempt->token = token;
       if (attempt->watching != nullptr) {
         attempt->watching->told_end = false;
         attempt->watching->told_to_yield.reset();
@@ -417,6 +471,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
 
   if (granted < majority_ && granted + reserved >= majority_) {
     // What is missing is reserved. Keep it all, and wait for the holders to leave.
+    attempt->holds = false;
     ObtainReply outcome{.outcome = ObtainOutcome::kReserved};
     std::vector<absl::Duration> left;
     std::vector<absl::Duration> grace;
@@ -442,15 +497,18 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
     if (granted + reserved + denied < majority_) return;
     ObtainReply outcome{.outcome = ObtainOutcome::kDenied};
     std::vector<absl::Duration> left;
-    bool first = true;
+    // Whoever is in the way on most of them: one that has just left may not have left all yet.
+    absl::flat_hash_map<std::pair<std::string, Priority>, int> in_the_way;
+    int most = 0;
     for (const Node& node : attempt->nodes) {
       if (node.vote == Vote::kGranted) left.push_back(absl::ZeroDuration());
       if (node.vote != Vote::kReserved && node.vote != Vote::kDenied) continue;
       left.push_back(node.reply.remaining);
-      if (std::exchange(first, false) || node.reply.other_priority > outcome.other_priority) {
-        outcome.other_owner = node.reply.other_owner;
-        outcome.other_priority = node.reply.other_priority;
-      }
+      const int times = ++in_the_way[{node.reply.other_owner, node.reply.other_priority}];
+      if (times <= most) continue;
+      most = times;
+      outcome.other_owner = node.reply.other_owner;
+      outcome.other_priority = node.reply.other_priority;
     }
     outcome.remaining = NthSmallest(std::move(left), majority_);
     Fail(attempt, round, caller, std::move(outcome), actions);
@@ -503,6 +561,9 @@ void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions) {
   });
   node.id = AcquisitionId::Next();
   node.vote = Vote::kNone;
+  node.own = false;
+  node.token = 0;
+  node.reserved_until = absl::InfinitePast();
   node.confirming = 0;
   node.hint = 0;
   node.yielding = false;
@@ -579,6 +640,9 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
         ids.emplace_back(node.id, node.hint);
         node.id = AcquisitionId::Next();
         node.vote = Vote::kNone;
+        node.own = false;
+        node.token = 0;
+        node.reserved_until = absl::InfinitePast();
         node.hint = 0;
       }
     }
@@ -601,19 +665,21 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
                 count->withdrawn += *outcome == ReleaseOutcome::kWithdrawn ? 1 : 0;
               }
               if (count->done == nullptr) return;
-              if (count->answered >= self->majority_) {
-                if (count->released > 0 && held) {
-                  result = ReleaseOutcome::kReleased;
-                } else if (count->released + count->withdrawn > 0) {
-                  // Grants of a minority were no hold.
-                  result = ReleaseOutcome::kWithdrawn;
-                }
-              } else if (count->failed > self->size() - self->majority_) {
-                result = BackendUnknownError(absl::StrCat("no majority of ", self->majority_,
-                                                          " servers answers the release",
-                                                          count->failures));
+              const size_t n = self->size();
+              const size_t q = self->majority_;
+              const size_t not_held = count->answered - count->released - count->withdrawn;
+              const bool all = count->answered + count->failed == n;
+              if (count->failed > n - q) {
+                result = BackendUnknownError(absl::StrCat(
+                    "no majority of ", q, " servers answers the release", count->failures));
+              } else if (held) {
+                // Released, unless a majority says that it was lost before.
+                if (count->released < q && not_held <= n - q && !all) return;
+                if (not_held <= n - q) result = ReleaseOutcome::kReleased;
               } else {
-                return;
+                if (count->answered < q) return;
+                // Grants of a minority were no hold.
+                if (count->released + count->withdrawn > 0) result = ReleaseOutcome::kWithdrawn;
               }
               done = std::exchange(count->done, nullptr);
             }
@@ -643,8 +709,7 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
     count->done = std::move(done);
     count->left = size();
   }
-  const absl::Time start = clock_.Now();
-  Enter(attempt, [self = shared_from_this(), attempt, count, start, lease] {
+  Enter(attempt, [self = shared_from_this(), attempt, count, lease] {
     bool holds;
     std::vector<std::pair<AcquisitionId, LeaseHint>> ids;
     {
@@ -662,13 +727,10 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
       done(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
       return;
     }
-    // Another attempt's time may have passed since it was called.
-    const absl::Duration late = self->clock_.Now() - start;
     for (size_t i = 0; i < self->size(); ++i) {
       self->servers_[i]->Extend(
           {.resource = attempt->resource, .acquisition = ids[i].first, .hint = ids[i].second},
-          lease,
-          [self, attempt, count, late, i, id = ids[i].first](absl::StatusOr<ExtendReply> reply) {
+          lease, [self, attempt, count, i, id = ids[i].first](absl::StatusOr<ExtendReply> reply) {
             const size_t q = self->majority_;
             bool gone_here = false;
             {
@@ -688,9 +750,9 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
                 absl::StrAppend(&count->failures, "; server ", i + 1, ": ",
                                 reply.status().message());
               } else if (reply->outcome == ExtendOutcome::kExtended) {
-                count->extended.push_back(reply->remaining + late);
+                count->extended.push_back(reply->remaining);
               } else if (reply->outcome == ExtendOutcome::kReserved) {
-                count->reserved.push_back(reply->remaining + late);
+                count->reserved.push_back(reply->remaining);
               } else {
                 ++count->not_held;
               }
@@ -830,8 +892,9 @@ void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const 
     watching = attempt->watching;
     if (watching == nullptr || watching->number != watch) return;
     Node& node = attempt->nodes[i];
-    // A watch goes on when its waiter has become the holder.
-    const bool holder = watching->role == WatchRole::kHolder || attempt->holds;
+    // A watch goes on when its waiter has become the holder, or its holder waits again.
+    const bool holder =
+        attempt->holds || (watching->role == WatchRole::kHolder && !watching->told_end);
     switch (event.kind) {
       case WatchEventKind::kYieldRequested:
         node.yielding = true;
@@ -854,7 +917,9 @@ void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const 
       whole += granted && !other.lost && !other.yielding ? 1 : 0;
       claimable += granted || other.signalled ? 1 : 0;
     }
-    if (holder) {
+    if (event.kind == WatchEventKind::kDisplaced) {
+      watching->events.push_back(event);
+    } else if (holder) {
       if (held < majority_) {
         if (std::exchange(watching->told_end, true)) return;
         watching->events.push_back(
@@ -880,8 +945,6 @@ void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const 
       // One server's news is no news.
       if (claimable < majority_) return;
       for (Node& other : attempt->nodes) other.signalled = false;
-      watching->events.push_back(event);
-    } else if (event.kind == WatchEventKind::kDisplaced) {
       watching->events.push_back(event);
     } else {
       return;

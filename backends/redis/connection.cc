@@ -215,12 +215,13 @@ void Connection::OnConnected() {
                          ? X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(ssl), name.c_str()) == 1
                          : SSL_set1_host(ssl, name.c_str()) == 1 &&
                                SSL_set_tlsext_host_name(ssl, name.c_str()) == 1;
+  ssl_ = ssl;
   if (!named || redisInitiateSSL(context_, ssl) != REDIS_OK) {
     const std::string why = TlsError("TLS failed");
-    SSL_free(ssl);
+    ssl_ = nullptr;
+    SSL_free(ssl);  // Not taken over.
     return Fail(why);
   }
-  ssl_ = ssl;
   StepTls();
 }
 

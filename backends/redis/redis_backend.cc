@@ -870,10 +870,13 @@ void Core::ForgetTimer(WatchEntry& watch) {
 
 void Core::LookAfter(const std::shared_ptr<WatchEntry>& watch, absl::Duration delay) {
   if (closed_) return;
-  ForgetTimer(*watch);
-  const auto ms =
+  const uint64_t at =
+      NowMs() +
       static_cast<uint64_t>(absl::ToInt64Milliseconds(absl::Ceil(delay, absl::Milliseconds(1))));
-  watch->timer = look_at_.emplace(NowMs() + ms, watch);
+  // A message may have asked for an earlier look while the answer to the last one was on its way.
+  if (watch->timer && (*watch->timer)->first <= at) return;
+  ForgetTimer(*watch);
+  watch->timer = look_at_.emplace(at, watch);
   if (*watch->timer == look_at_.begin()) ArmWatchTimer();
 }
 
