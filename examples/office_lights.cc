@@ -24,6 +24,7 @@ namespace {
 
 using latchkey::Lock;
 using latchkey::LockManager;
+using latchkey::LockSet;
 
 // Prints who did what, and when.
 class Timeline {
@@ -40,7 +41,8 @@ class Timeline {
 };
 
 // Someone's work under the lock: a few steps, stopped between two of them if asked to.
-bool Work(Timeline& timeline, std::string_view who, Lock& lock, int steps) {
+template <typename AnyLock>
+bool Work(Timeline& timeline, std::string_view who, AnyLock& lock, int steps) {
   const std::stop_token stop = lock.stop_token();
   for (int step = 1; step <= steps; ++step) {
     if (stop.stop_requested()) {
@@ -104,21 +106,16 @@ int Main() {
   std::thread security([&] {
     constexpr std::string_view kWho = "security";
     motion_inside.WaitForNotification();
-    // One after the other, in the order of their names, so that two tasks that want both never wait
-    // for each other.
-    timeline.Note(kWho, "wants the bedroom light, priority 200");
-    absl::StatusOr<Lock> bedroom =
-        locks->Acquire("bedroom light", {.owner = "security", .priority = 200});
-    if (!bedroom.ok()) return;
-    timeline.Note(kWho, "HOLDS the bedroom light");
-    timeline.Note(kWho, "wants the kitchen light, priority 200");
-    absl::StatusOr<Lock> kitchen =
-        locks->Acquire("kitchen light", {.owner = "security", .priority = 200});
-    if (!kitchen.ok()) return;
-    timeline.Note(kWho, absl::StrFormat("HOLDS the kitchen light, too (fencing token %d)",
-                                        kitchen->fencing_token()));
+    timeline.Note(kWho, "wants the kitchen and the bedroom light as one, priority 200");
+    absl::StatusOr<LockSet> both = locks->AcquireAll({"kitchen light", "bedroom light"},
+                                                     {.owner = "security", .priority = 200});
+    if (!both.ok()) {
+      timeline.Note(kWho, both.status().message());
+      return;
+    }
+    timeline.Note(kWho, "HOLDS both lights");
     security_inside.Notify();
-    Work(timeline, kWho, *kitchen, 3);
+    Work(timeline, kWho, *both, 3);
     timeline.Note(kWho, "is done; releases both lights");
   });
 
