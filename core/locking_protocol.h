@@ -102,7 +102,8 @@ struct ObtainRequest {
   // Not empty. Valid only during the call.
   ResourceName resource = {};
   // Which attempt this is. Repeating a request with the same id is a repetition, or the poll of a
-  // waiting thief, never a second acquisition.
+  // waiting thief, never a second acquisition. Resource, owner and priority are those of the first
+  // request with this id; the other terms may change from one to the next, and the last ones count.
   AcquisitionId acquisition = {};
   // Who asks. Empty: an anonymous owner, equal to none but the same acquisition itself. Valid only
   // during the call.
@@ -349,6 +350,13 @@ class LockingProtocol {
   // So the caller subscribes, and what it saw before cannot be missed. `on_event` may run on any
   // thread, several times, never while the backend holds a mutex, never for two events at once. It
   // does not block. Events are hints: losing all of them costs time, never safety.
+  //
+  // The watch of a waiter goes on when it has become the holder. An acquisition's own Release is no
+  // news to it. A waiter that was woken and whose watch ends before it has claimed passes the
+  // wake-up on, and its reservation of the free resource goes. So a waiter that means to claim
+  // keeps its watch until it has been answered, and one that gives up ends its watch before or
+  // after its Release, as it likes. A waiter hears kHoldEnded again if it did not get the resource
+  // that it was woken for.
   virtual Subscription Watch(const WatchRequest& request, WatchCallback on_event) = 0;
 
   virtual const BackendCapabilities& capabilities() const = 0;

@@ -285,6 +285,19 @@ TEST_P(ConformanceTest, ACrashedThiefLeavesTheVictimTheHolder) {
   EXPECT_TRUE(Reserves(thief)) << "it may come again";
 }
 
+TEST_P(ConformanceTest, ALatePollOfAWithdrawnThiefCostsAtMostOneReservation) {
+  Attempt holder = Party("holder", 1);
+  Attempt thief = Thief("thief", 2);
+  thief.request.reservation_lease = Units(2);
+  ASSERT_TRUE(Obtains(holder));
+  ASSERT_TRUE(Reserves(thief));
+  EXPECT_EQ(Release(thief), ReleaseOutcome::kWithdrawn);
+  Obtain(thief);  // A copy of its poll that comes late.
+  Advance(Units(2));
+  EXPECT_EQ(Extend(holder, Long()).outcome, ExtendOutcome::kExtended);
+  EXPECT_TRUE(Holds(holder));
+}
+
 TEST_P(ConformanceTest, AReservationIsOverAtItsDeadlineAndNotBefore) {
   if (!exact()) GTEST_SKIP() << "needs exact time";
   Attempt holder = Party("holder", 1);

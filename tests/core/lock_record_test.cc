@@ -216,6 +216,55 @@ TEST_F(LockRecordTest, ADenialChangesNothingAndTellsNobody) {
   }
 }
 
+TEST_F(LockRecordTest, WhoMayReserve) {
+  Obtain(Request(kA, "a", 3));
+  const LockRecord held = record_;
+  const auto outcome = [&](Priority priority, std::optional<Priority> below) {
+    record_ = held;
+    ObtainRequest request = Request(kThief, "thief", priority);
+    request.reserve_below = below;
+    return Obtain(request).outcome;
+  };
+  EXPECT_EQ(outcome(4, 4), ObtainOutcome::kReserved);
+  EXPECT_EQ(outcome(4, 3), ObtainOutcome::kDenied) << "the bound is not below the bound";
+  EXPECT_EQ(outcome(3, 4), ObtainOutcome::kDenied) << "equal priority";
+  EXPECT_EQ(outcome(2, 4), ObtainOutcome::kDenied);
+  EXPECT_EQ(outcome(4, std::nullopt), ObtainOutcome::kDenied);
+}
+
+TEST_F(LockRecordTest, WhatIsNotPreemptibleIsNotReserved) {
+  ObtainRequest request = Request(kA, "a", 3);
+  request.preemptible = false;
+  Obtain(request);
+  EXPECT_EQ(Obtain(ThiefRequest(kThief, "thief", 4)).outcome, ObtainOutcome::kDenied);
+  EXPECT_FALSE(record_.successor);
+}
+
+TEST_F(LockRecordTest, OneHandleThatIsNotPreemptibleMakesTheHoldSo) {
+  Obtain(Request(kA, "a"));
+  ObtainRequest inner = Request(kA2, "a");
+  inner.preemptible = false;
+  Obtain(inner);
+  EXPECT_FALSE(record_.holder->preemptible);
+  EXPECT_TRUE(effects_.changed);
+  Obtain(Request(kOther, "a"));
+  EXPECT_FALSE(record_.holder->preemptible);
+}
+
+TEST_F(LockRecordTest, OnlyTheSuccessorThatAsksForItTakesOverByForce) {
+  Obtain(Request(kA, "a", 1));
+  ObtainRequest thief = ThiefRequest(kThief, "thief", 5);
+  thief.grace = absl::ZeroDuration();
+  EXPECT_EQ(Obtain(thief).outcome, ObtainOutcome::kReserved);
+  ObtainRequest higher = ThiefRequest(kHigher, "higher", 6);
+  higher.grace = absl::ZeroDuration();
+  EXPECT_EQ(Obtain(higher).outcome, ObtainOutcome::kReserved) << "the grace is that of another";
+  higher.grace = std::nullopt;
+  EXPECT_EQ(Obtain(higher).outcome, ObtainOutcome::kReserved) << "it no longer asks";
+  higher.grace = absl::ZeroDuration();
+  EXPECT_EQ(Obtain(higher).outcome, ObtainOutcome::kObtained);
+}
+
 TEST_F(LockRecordTest, ADenialByASuccessorNamesIt) {
   HoldAndReserve();
   Release(kA);
