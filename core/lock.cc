@@ -9,6 +9,7 @@
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
 namespace {
@@ -131,11 +132,12 @@ std::stop_token Lock::stop_token() const {
 }
 
 void Lock::OnYieldRequested(absl::AnyInvocable<void()> callback) {
-  if (target_ > kReleasedPlain) NeedHold().OnYieldRequested(std::move(callback));
+  if (target_ > kReleasedPlain)
+    NeedHold().OnYieldRequested(internal::WithOwner(std::move(callback)));
 }
 
 void Lock::OnLost(absl::AnyInvocable<void(LockState)> callback) {
-  if (target_ > kReleasedPlain) NeedHold().OnLost(std::move(callback));
+  if (target_ > kReleasedPlain) NeedHold().OnLost(internal::WithOwner(std::move(callback)));
 }
 
 absl::Status Lock::Release() {
@@ -176,7 +178,8 @@ void Lock::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
     return;
   }
   internal::Hold& held = NeedHold();
-  held.Release([core = held.core(), done = std::move(done)](absl::Status status) mutable {
+  held.Release([core = held.core(),
+                done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
     if (done == nullptr) return;
     core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
       done(std::move(status));
@@ -202,7 +205,8 @@ void Lock::ExtendAsync(absl::Duration lease, absl::AnyInvocable<void(absl::Statu
     return;
   }
   internal::Hold& held = NeedHold();
-  held.Extend(lease, [core = held.core(), done = std::move(done)](absl::Status status) mutable {
+  held.Extend(lease, [core = held.core(),
+                      done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
     core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
       done(std::move(status));
     });

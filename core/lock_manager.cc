@@ -9,6 +9,7 @@
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/internal/run_state.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
 
@@ -146,7 +147,8 @@ void LockManager::RunAsync(ResourceName resource, const AcquireOptions& options,
   core_->AcquireAsync(
       resource, internal::OptionsForRun(options),
       [&clock = core_->clock(), name = std::string(resource.bytes()), options, asked,
-       body = std::move(body), done = std::move(done)](absl::StatusOr<Lock> lock) mutable {
+       body = std::move(body),
+       done = internal::WithOwner(std::move(done))](absl::StatusOr<Lock> lock) mutable {
         if (!lock.ok()) {
           if (done != nullptr) done(internal::RunNotBegun(options, lock.status()));
           return;

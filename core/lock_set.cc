@@ -14,6 +14,7 @@
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
 namespace internal {
@@ -219,7 +220,7 @@ std::stop_token LockSet::stop_token() const {
 
 void LockSet::OnYieldRequested(absl::AnyInvocable<void()> callback) {
   if (rep_ == nullptr || rep_->released) return;
-  rep_->Listeners().SetOnYield(std::move(callback));
+  rep_->Listeners().SetOnYield(internal::WithOwner(std::move(callback)));
   if (std::exchange(rep_->hears_yield, true)) return;
   for (size_t i = 0; i < rep_->members.size(); ++i) {
     LockSetRep::HoldOf(rep_->members[i].lock).OnYieldRequested([listeners = rep_->listeners, i] {
@@ -230,7 +231,7 @@ void LockSet::OnYieldRequested(absl::AnyInvocable<void()> callback) {
 
 void LockSet::OnLost(absl::AnyInvocable<void(LockState)> callback) {
   if (rep_ == nullptr || rep_->released) return;
-  rep_->Listeners().SetOnLost(std::move(callback));
+  rep_->Listeners().SetOnLost(internal::WithOwner(std::move(callback)));
   if (std::exchange(rep_->hears_lost, true)) return;
   for (LockSetRep::Member& member : rep_->members) {
     LockSetRep::HoldOf(member.lock).OnLost([listeners = rep_->listeners](LockState state) {
@@ -261,7 +262,8 @@ void LockSet::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
   rep_->released = true;
   internal::ManagerCore* const core = LockSetRep::HoldOf(rep_->members[0].lock).core();
   const auto answers = RefPtr<Gathering>::Adopt(new Gathering(
-      rep_->members.size(), [core, done = std::move(done)](absl::Status status) mutable {
+      rep_->members.size(),
+      [core, done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
         if (done == nullptr) return;
         core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
           done(std::move(status));

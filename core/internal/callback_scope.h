@@ -1,11 +1,13 @@
 // Marks the time during which user code is called back, so that blocking calls can refuse to run
-// inside it instead of hanging the thread that everybody waits for.
+// inside it instead of hanging the thread that everybody waits for. Nor does it inherit the owner
+// of the task that happens to run on that thread.
 #ifndef LATCHKEY_CORE_INTERNAL_CALLBACK_SCOPE_H_
 #define LATCHKEY_CORE_INTERNAL_CALLBACK_SCOPE_H_
 
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey::internal {
 
@@ -21,6 +23,8 @@ class CallbackScope {
 
  private:
   static inline thread_local int depth_ = 0;
+
+  const OwnerInForce nobody_{nullptr};
 };
 
 // kFailedPrecondition (kWouldBlock) for a call named `call` on `resource`.

@@ -10,6 +10,7 @@
 #include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/set_request.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey::internal {
 namespace {
@@ -43,6 +44,8 @@ std::string_view WhyGivenUp(Reason reason) {
       return "the caller cancelled the request";
     case Reason::kShutdown:
       return "the lock manager was destroyed";
+    case Reason::kDeadlock:
+      return "waiting would never end";
     case Reason::kTooManyPending:
       return "too many requests wait already";
     case Reason::kAttemptsExhausted:
@@ -87,6 +90,7 @@ ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOp
       clock_(options_.clock != nullptr ? *options_.clock : RealClock()),
       executor_(options_.executor != nullptr ? *options_.executor : InlineExecutor()),
       barging_(options_.queue->AllowsBarging()),
+      graph_(options_.detect_deadlocks ? WaitGraph::Of(backend_.get()) : nullptr),
       plain_preemption_(options_.preemption == nullptr),
       random_state_(RandomSeed(options_.random_seed)) {
   for (CoreShard& shard : shards_) shard.core = this;
@@ -169,6 +173,9 @@ absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOp
                                    Plan& plan) const {
   if (absl::Status bad = CheckOptions(resource, options); ABSL_PREDICT_FALSE(!bad.ok())) return bad;
   plan.owner = options.owner;
+  if (plan.owner.empty() && ABSL_PREDICT_FALSE(current_owner != nullptr)) {
+    plan.owner = **current_owner;
+  }
   plan.priority = options.priority;
   plan.preemptible = options.preemptible;
   plan.max_hold = options.max_hold;
@@ -395,11 +402,13 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
 }
 
 RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOptions& options,
-                                 const Attempt& attempt, AcquireCallback done, bool direct) {
+                                 const Attempt& attempt, AcquireCallback done, bool direct,
+                                 bool gives_way) {
   auto waiter = RefPtr<Waiter>::Adopt(
       new Waiter(&ShardOf(resource), resource, attempt.plan, options, std::move(done)));
   waiter->id = attempt.id;
   waiter->direct = direct;
+  waiter->gives_way = gives_way;
   waiter->asked_at = attempt.asked_at;
   if (attempt.first) waiter->answer = *attempt.first;
   Enqueue(waiter);
@@ -408,19 +417,19 @@ RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOpti
 
 void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& options,
                                AcquireCallback done) {
-  StartAcquire(resource, options, std::move(done), /*direct=*/false);
+  StartAcquire(resource, options, WithOwner(std::move(done)), /*member=*/false);
 }
 
 void ManagerCore::StartAcquire(ResourceName resource, const AcquireOptions& options,
-                               AcquireCallback done, bool direct) {
+                               AcquireCallback done, bool member) {
   // Whoever is told may destroy the manager.
   CoreShard& shard = ShardOf(resource);
   shard.Ref();
   Attempt attempt;
   std::optional<absl::StatusOr<Lock>> now = Begin(resource, options, {}, attempt);
   if (!now) {
-    Wait(resource, options, attempt, std::move(done), direct);
-  } else if (direct) {
+    Wait(resource, options, attempt, std::move(done), /*direct=*/member, /*gives_way=*/member);
+  } else if (member) {
     done(*std::move(now));
   } else {
     RunUser([done = std::move(done), lock = *std::move(now)]() mutable { done(std::move(lock)); });
@@ -558,7 +567,7 @@ void ManagerCore::AcquireAllAsync(std::vector<LockRequest> requests, LockOrder o
   absl::StatusOr<RefPtr<SetRequest>> request =
       SetRequest::Create(*this, std::move(requests), order);
   if (request.ok()) {
-    (*request)->Start(std::move(done));
+    (*request)->Start(WithOwner(std::move(done)));
     return;
   }
   RunUser([done = std::move(done), bad = request.status()]() mutable { done(std::move(bad)); });
@@ -635,6 +644,7 @@ void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
       shard.waiting.fetch_add(1, std::memory_order_relaxed);
       pending_.fetch_add(1, std::memory_order_relaxed);
       length = static_cast<int64_t>(queue.order.size());
+      if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
       if (w.answer) {
         std::optional<absl::StatusOr<ObtainReply>> answer;
         std::swap(answer, w.answer);
@@ -660,6 +670,7 @@ void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
   if (length > 0) {
     if (Observer* const seen = observer()) seen->OnQueueLength(resource, length);
   }
+  if (graph_ != nullptr && graph_->HasSuspects()) ResolveDeadlocks();
   Pump(shard, resource);
 }
 
@@ -668,6 +679,7 @@ bool ManagerCore::Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, boo
   if (queue == nullptr) return false;
   queue->order.erase(&waiter);
   queue->by_priority.erase(&waiter);
+  if (waiter.in_graph) graph_->Remove(waiter);
   waiter.shard->waiting.fetch_sub(1, std::memory_order_relaxed);
   pending_.fetch_sub(1, std::memory_order_relaxed);
   // If an Obtain is under way, its answer decides what there is to withdraw.
@@ -700,12 +712,47 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, Reason reason) const
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(waiter.options.acquire_timeout), ")");
   }
-  if (waiter.other_known) {
+  if (reason == Reason::kDeadlock) {
+    absl::StrAppend(&message, ": ", waiter.circle);
+  } else if (waiter.other_known) {
     absl::StrAppend(&message, "; held by ", OwnerForMessage(waiter.other_owner), " with priority ",
                     waiter.other_priority);
     if (waiter.reserved) absl::StrAppend(&message, ", which was asked to yield");
   }
   return MakeError(reason, message);
+}
+
+// ---- Deadlocks
+// -------------------------------------------------------------------------------------------
+
+void ManagerCore::NoteHolder(const Waiter& waiter) {
+  if (graph_ == nullptr || waiter.queue == nullptr || !graph_->active()) return;
+  graph_->SetHolder(waiter, waiter.other_owner, waiter.graph_time);
+}
+
+bool ManagerCore::IsCertain(const WaitGraph::Circle& circle) const {
+  for (const WaitGraph::Link& link : circle.links) {
+    if (link.certain) continue;
+    if (!capabilities_.inspect) return false;  // The polls to come will tell.
+    bool held = false;
+    backend_->Inspect(link.waiter->name, [&](const ResourceState& state) {
+      held = state.held && state.holder_owner == link.holder;
+    });
+    if (!held) return false;
+  }
+  return graph_->Stands(circle);
+}
+
+void ManagerCore::ResolveDeadlocks() {
+  for (const WaitGraph::Circle& circle : graph_->TakeSuspects()) {
+    if (!IsCertain(circle)) continue;
+    Waiter& victim = circle.Victim();
+    {
+      absl::MutexLock lock(&victim.shard->mu);
+      victim.circle = circle.ToString();
+    }
+    victim.shard->core->GiveUp(victim, Reason::kDeadlock);
+  }
 }
 
 // With the mutex free: cleans up after a waiter, and tells it.
@@ -928,6 +975,7 @@ void ManagerCore::Ask(RefPtr<Waiter> waiter) {
   {
     absl::MutexLock lock(&w.shard->mu);
     w.asked_at = sent;
+    if (graph_ != nullptr) w.graph_time = graph_->Now();
   }
   const ObtainRequest request = RequestOf(w.name, w.id, w.plan);
   backend_->Obtain(request, [this, waiter = std::move(waiter)](absl::StatusOr<ObtainReply> answer) {
@@ -951,6 +999,7 @@ void ManagerCore::OnAnswer(const RefPtr<Waiter>& waiter, absl::StatusOr<ObtainRe
   if (withdraw) {
     backend_->Release({w.name, w.id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
   }
+  if (graph_ != nullptr && graph_->HasSuspects()) ResolveDeadlocks();
   Pump(*w.shard, w.resource);
 }
 
@@ -1016,6 +1065,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
         Finish(waiter, GiveUpError(waiter, Reason::kAcquireTimeout), true);
         return;
       }
+      NoteHolder(waiter);
       PollAt(waiter, next);
       return;
     }
@@ -1033,6 +1083,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
         Finish(waiter, GiveUpError(waiter, Reason::kAcquireTimeout), false);
         return;
       }
+      NoteHolder(waiter);
       if (capabilities_.reliable_events) return;
       const RetryPolicy& retry =
           waiter.options.retry != nullptr ? *waiter.options.retry : *options_.retry;

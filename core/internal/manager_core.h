@@ -8,8 +8,8 @@
 // One thread at a time works on a queue (Pump): it decides under the shard's mutex what to do next
 // and does it without the mutex, so that the backend, and whoever is told, may call back.
 //
-// Lock order: CoreShard::mu or sets_mu_, then a clock's own mutex. No other mutex is taken under
-// it: the backend, executors and user code are called with none held.
+// Lock order: CoreShard::mu or sets_mu_, then the WaitGraph's or a clock's own mutex. No other
+// mutex is taken under it: the backend, executors and user code are called with none held.
 #ifndef LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
 #define LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
 
@@ -34,6 +34,7 @@
 #include "absl/time/time.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/internal/wait_graph.h"
 #include "latchkey/core/lock_manager.h"
 
 namespace latchkey::internal {
@@ -85,6 +86,10 @@ struct Waiter : RefCounted<Waiter> {
   // Does `done` signal a blocked thread? Then it is called directly.
   bool direct = false;
 
+  // Gives back what its set holds when somebody of higher priority wants that.
+  bool gives_way = false;
+  uint64_t waits_since = 0;  // Set by the WaitGraph when it begins to wait.
+
   // The rest is guarded by shard->mu, but for `done` and what `FinishLater` has taken.
   WaitQueue* queue = nullptr;  // Null: not waiting any more.
   bool registered = false;     // Registered with the backend, or about to be.
@@ -94,6 +99,9 @@ struct Waiter : RefCounted<Waiter> {
   bool reserved = false;  // It is the successor of a holder, as far as it has heard.
   bool ever_reserved = false;
   bool maybe_obtained = false;  // An answer was lost: the backend may think that it holds.
+  bool in_graph = false;
+  uint64_t graph_time = 0;  // When it was asked last, see WaitGraph::Now().
+  std::string circle;       // If it fails for that.
   int attempts = 0;
   int failures = 0;  // In a row, to reach the backend.
   std::optional<absl::StatusOr<ObtainReply>> answer;
@@ -189,7 +197,8 @@ class ManagerCore {
                                             Attempt& attempt);
   // Queues. `done` runs exactly once, on the executor or directly, possibly before this returns.
   RefPtr<Waiter> Wait(const ResourceName& resource, const AcquireOptions& options,
-                      const Attempt& attempt, AcquireCallback done, bool direct = false);
+                      const Attempt& attempt, AcquireCallback done, bool direct = false,
+                      bool gives_way = false);
   // Ends the wait with kCancelled, if it has not ended yet. `done` still runs.
   void Cancel(Waiter& waiter) { GiveUp(waiter, Reason::kCancelled); }
 
@@ -249,12 +258,13 @@ class ManagerCore {
   Lock Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id, const Plan& plan,
                absl::Time sent, const ObtainReply& reply);
 
-  // Told with no executor in between, on whatever thread the news comes.
-  void AcquireDirect(ResourceName resource, const AcquireOptions& options, AcquireCallback done) {
-    StartAcquire(resource, options, std::move(done), /*direct=*/true);
+  // For a member of a set that holds others: told with no executor in between, on whatever thread
+  // the news comes.
+  void AcquireMember(ResourceName resource, const AcquireOptions& options, AcquireCallback done) {
+    StartAcquire(resource, options, std::move(done), /*member=*/true);
   }
   void StartAcquire(ResourceName resource, const AcquireOptions& options, AcquireCallback done,
-                    bool direct);
+                    bool member);
   // Takes the lock if it is free; else `done` gets the answer beside the error. Told directly.
   // `options` must outlive the call of `done`.
   using TryCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>, std::optional<ObtainReply>)>;
@@ -276,6 +286,11 @@ class ManagerCore {
   bool Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, bool withdraw)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void GiveUp(Waiter& waiter, Reason reason);
+  // Tells the graph what an answer said.
+  void NoteHolder(const Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // Makes sure of the circles that the graph suspects, and ends them. With no mutex held.
+  void ResolveDeadlocks();
+  bool IsCertain(const WaitGraph::Circle& circle) const;
   // Has the backend to be told that this waiter does not want the lock any more?
   bool MayHaveLeftSomething(const Waiter& waiter) const;
   absl::Status GiveUpError(const Waiter& waiter, Reason reason) const;
@@ -300,6 +315,7 @@ class ManagerCore {
   Clock& clock_;
   Executor& executor_;
   const bool barging_;
+  const std::shared_ptr<WaitGraph> graph_;  // Null: deadlocks are not looked for.
   const bool plain_preemption_;  // Strictly lower, acknowledged: no need to ask the policy.
   CoreShard shards_[kShards];
   std::atomic<int64_t> open_shards_{kShards};

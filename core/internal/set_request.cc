@@ -8,6 +8,7 @@
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/lock_set_rep.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey::internal {
 namespace {
@@ -26,7 +27,13 @@ absl::StatusOr<RefPtr<SetRequest>> SetRequest::Create(ManagerCore& core,
   }
   std::vector<std::unique_ptr<Member>> members;
   absl::flat_hash_map<std::string_view, Member*> seen;
+  // Its steps may run on other threads. Where the order allows circles, an owner shows them.
+  std::string owner(ScopedOwner::Current());
+  if (owner.empty() && order == LockOrder::kAsGiven && core.graph_ != nullptr) {
+    owner = absl::StrCat("set ", AcquisitionId::Next().ToString());
+  }
   for (LockRequest& request : requests) {
+    if (request.options.owner.empty()) request.options.owner = owner;
     const auto twin = seen.find(request.resource);
     if (twin != seen.end()) {
       // As if the owner entered again: the higher priority, and preemptible only if both are.
@@ -290,7 +297,7 @@ void SetRequest::WaitFor(size_t index, bool reserve_only) {
   options.cancel = wait_stop_->get_token();
   options.acquire_timeout = absl::InfiniteDuration();
   options.max_attempts = reserve_only ? 1 : AcquireOptions::kUnlimited;
-  core_.AcquireDirect(
+  core_.AcquireMember(
       members_[index]->resource, options,
       [self = RefPtr<SetRequest>::Share(this), round = round_, index](absl::StatusOr<Lock> lock) {
         self->Post(
