@@ -108,10 +108,12 @@ void RecordWatchers::Remove(const Key& key) {
   resources_.erase(resource);
 }
 
-void RecordWatchers::Silence(AcquisitionId acquisition) {
+void RecordWatchers::Silence(const ResourceName& resource, AcquisitionId acquisition) {
+  const Key first(std::string(resource), std::numeric_limits<Priority>::min(), 0);
   absl::MutexLock lock(&mu_);
-  for (auto& [key, watcher] : watchers_) {
-    if (watcher->acquisition == acquisition) watcher->silent = true;
+  for (auto it = watchers_.lower_bound(first);
+       it != watchers_.end() && std::get<0>(it->first) == std::get<0>(first); ++it) {
+    if (it->second->acquisition == acquisition) it->second->silent = true;
   }
 }
 

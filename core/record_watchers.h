@@ -60,7 +60,7 @@ class RecordWatchers : public std::enable_shared_from_this<RecordWatchers> {
 
   // The acquisition is about to be released: that will be no news to its watcher, which hears
   // nothing any more.
-  void Silence(AcquisitionId acquisition) ABSL_LOCKS_EXCLUDED(mu_);
+  void Silence(const ResourceName& resource, AcquisitionId acquisition) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   struct Watcher;

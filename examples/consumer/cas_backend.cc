@@ -37,7 +37,7 @@ class CasBackend : public latchkey::LockingProtocol {
 
   void Release(const latchkey::HoldRef& hold, latchkey::ReleaseCallback done) override {
     if (absl::Status bad = CheckRequest(hold, capabilities_); !bad.ok()) return done(bad);
-    watchers_->Silence(hold.acquisition);
+    watchers_->Silence(hold.resource, hold.acquisition);
     done(Step<latchkey::ReleaseOutcome>(
         hold.resource, [&](LockRecord& record, absl::Time now, Effects& effects) {
           return ApplyRelease(record, hold.acquisition, now, effects);

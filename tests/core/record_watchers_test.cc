@@ -170,7 +170,8 @@ TEST_F(RecordWatchersTest, SilenceEndsTheNewsOfOneAcquisition) {
   auto [holder, heard] = Watch(kHolder, WatchRole::kHolder);
   auto [waiter, waiter_heard] = Watch(kWaiter, WatchRole::kWaiter);
   watchers_->Changed("r", 1, Held());
-  watchers_->Silence(kHolder);
+  watchers_->Silence("another", kHolder);
+  watchers_->Silence("r", kHolder);
   watchers_->Changed("r", 2, LockRecord{.fence = 1});
   EXPECT_THAT(*heard, IsEmpty());
   EXPECT_THAT(*waiter_heard, ElementsAre(kHoldEnded));
