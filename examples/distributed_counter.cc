@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "latchkey/backends/redis/redis_backend.h"
 #include "latchkey/core/lock_manager.h"
@@ -46,7 +47,12 @@ int AddRounds(const std::string& url, const std::filesystem::path& path) {
     }
     const int number = Read(path);
     std::ofstream(path) << number + 1;
-    // Closed and written; now ~Lock releases.
+    // ~Lock would do, but this process ends after the last round: wait until the server knows, or
+    // the others wait for the end of the lease.
+    if (absl::Status released = lock->Release(); !released.ok()) {
+      std::cerr << released << "\n";
+      return EXIT_FAILURE;
+    }
   }
   // [distributed_counter]
   return EXIT_SUCCESS;
