@@ -74,7 +74,7 @@ ConformanceParam OverFiveServers() {
   param.stress_rounds = 5;
   param.make = [] {
     // The same for all tests: each uses resources of its own.
-    static RedisServer* const servers = new RedisServer[kServers];
+    static RedisServer servers[kServers];
     ConformanceSetup setup;
     auto all = std::make_shared<std::vector<std::shared_ptr<LockingProtocol>>>();
     for (int i = 0; i < 2; ++i) {

@@ -62,7 +62,7 @@ ConformanceParam OnOneServer() {
   param.stress_rounds = 20;
   param.make = [] {
     // One for all tests: each uses resources of its own.
-    static RedisServer& server = *new RedisServer();
+    static RedisServer server;
     ConformanceSetup setup;
     for (int i = 0; i < 2; ++i) {
       auto client = ConnectRedisBackend({.url = server.url(),
