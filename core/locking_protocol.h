@@ -209,7 +209,8 @@ enum class WatchEventKind {
   kYieldWithdrawn,  // To a holder: that reservation is gone, and nobody else stands in its place.
   kHoldEnded,       // To a waiter: the resource is free for it to claim (it or somebody better was
                     // woken first). To a holder: its own hold ended without its release.
-  kDisplaced,       // To a waiting thief: its reservation was taken over, or is void.
+  kDisplaced,       // To a waiting thief: its reservation was taken over, or is void. To another
+                    // waiter above the holder: the reservation that stood in its way is gone. Ask.
 };
 
 // Why a hold ended. Where a backend no longer knows, it says kExpired.

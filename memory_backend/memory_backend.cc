@@ -460,6 +460,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     const bool timed = needs_time || extra.next_deadline != absl::InfiniteFuture();
     const absl::Time now = timed ? clock_.Now() : absl::UnixEpoch();
     const FencingToken token_before = extra.record.holder ? extra.record.holder->token : 0;
+    const AcquisitionId successor_before =
+        extra.record.successor ? extra.record.successor->acquisition : AcquisitionId();
     extra.record.fence = shard.fence;
     Effects effects;
     step(extra.record, now, effects);
@@ -471,6 +473,9 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       for (const AcquisitionId& to : notice.to) Tell(extra, to, notice.event, outbox);
     }
     if (effects.became_free) WakeNext(extra, effects.why, now, outbox);
+    if (!successor_before.IsNone() && extra.record.holder && !extra.record.successor) {
+      WakeThieves(extra, successor_before, outbox);
+    }
     Settle(shard, index);
   }
 
@@ -567,6 +572,25 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
                woken.reservation_lease, now);
     }
     Send(*best, event, outbox);
+  }
+
+  // The reservation of `gone` stands no more, and the holder stays. Whoever was denied because of
+  // that reservation could have one now.
+  static void WakeThieves(Extra& extra, AcquisitionId gone, Outbox& outbox) {
+    const LockRecord::Holder& holder = *extra.record.holder;
+    if (!holder.preemptible) return;
+    std::vector<std::shared_ptr<Watcher>> thieves;
+    for (const std::shared_ptr<Watcher>& watcher : extra.watchers) {
+      if (watcher->role == WatchRole::kWaiter && watcher->priority > holder.priority &&
+          watcher->acquisition != gone) {
+        thieves.push_back(watcher);
+      }
+    }
+    std::sort(thieves.begin(), thieves.end(),
+              [](const auto& a, const auto& b) { return ComesBefore(*a, *b); });
+    for (const std::shared_ptr<Watcher>& thief : thieves) {
+      Send(thief, {.kind = WatchEventKind::kDisplaced}, outbox);
+    }
   }
 
   void AddWatcher(Shard& shard, Extra& extra, const std::shared_ptr<Watcher>& watcher,

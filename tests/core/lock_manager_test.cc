@@ -354,6 +354,20 @@ TEST_F(LockManagerTest, ChainOfThievesLetsTheHighestInFirst) {
 
 // A named owner asks the backend although others wait, since it might re-enter. It must not become
 // the successor before those of its priority that came first.
+TEST_F(LockManagerTest, AThiefOfAnotherManagerTakesOverWhenTheFirstGivesUp) {
+  LockManager others = NewManager();
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  const auto first = Ask("a", {.priority = 5, .acquire_timeout = absl::Seconds(1)});
+  const auto second = Ask(others, "a", {.priority = 5});
+  EXPECT_EQ(held->state(), LockState::kYielding);
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_TRUE(first->failed());
+  // Not even for a moment is the holder left alone: the second has asked it to yield.
+  EXPECT_EQ(held->state(), LockState::kYielding);
+  EXPECT_TRUE(held->Release().ok());
+  EXPECT_TRUE(second->granted());
+}
+
 TEST_F(LockManagerTest, NamedOwnerDoesNotPreemptBeforeThoseWhoWaitedFirst) {
   LockManager other = NewManager();
   absl::StatusOr<Lock> strong = locks_.Acquire("a", {.priority = 3});

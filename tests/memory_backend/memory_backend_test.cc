@@ -122,6 +122,42 @@ TEST(MemoryBackendTest, AStaleHintNeverReachesTheSlotsNextUser) {
 
 // Sanitizers have an allocator of their own, which this cannot ask.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Their events are reliable, so waiters do not poll: each must hear when asking again is worth it.
+TEST(MemoryBackendTest, WaitersAboveTheHolderHearWhenAReservationInTheirWayIsGone) {
+  SimulatedClock clock;
+  const auto backend = NewMemoryBackend({.clock = &clock});
+  const AcquisitionId holder = AcquisitionId::Next();
+  Obtain(*backend, {.resource = "r", .acquisition = holder, .priority = 1});
+  for (const bool withdrawn : {true, false}) {
+    ObtainRequest thief{.resource = "r",
+                        .acquisition = AcquisitionId::Next(),
+                        .priority = 3,
+                        .reserve_below = 3,
+                        .reservation_lease = absl::Seconds(1)};
+    ASSERT_EQ(Obtain(*backend, thief).outcome, ObtainOutcome::kReserved);
+    int above = 0;
+    int equal = 0;
+    const auto watch = [&](Priority priority, int& heard) {
+      return backend->Watch(
+          {.resource = "r",
+           .acquisition = AcquisitionId::Next(),
+           .priority = priority,
+           .reservation_lease = absl::Seconds(1)},
+          [&heard](const WatchEvent& event) { heard += event.kind == WatchEventKind::kDisplaced; });
+    };
+    const Subscription watch_above = watch(2, above);
+    const Subscription watch_equal = watch(1, equal);
+    if (withdrawn) {
+      EXPECT_EQ(Release(*backend, {.resource = "r", .acquisition = thief.acquisition}),
+                ReleaseOutcome::kWithdrawn);
+    } else {
+      clock.AdvanceBy(absl::Seconds(1));
+    }
+    EXPECT_EQ(above, 1);
+    EXPECT_EQ(equal, 0);
+  }
+}
+
 TEST(MemoryBackendTest, WhatIsFreeTakesNoMemory) {
   const auto backend = NewMemoryBackend();
   const auto in_use = [] { return static_cast<int64_t>(mallinfo2().uordblks); };
