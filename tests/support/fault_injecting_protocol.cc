@@ -553,7 +553,9 @@ FaultInjectingProtocol::FaultInjectingProtocol(std::shared_ptr<LockingProtocol> 
   capabilities_.answers_at_once = false;
   capabilities_.hint_identifies_hold = false;
   capabilities_.inspect = false;
-  if (options.faults.drop_event > 0 || options.faults.drop_call > 0) {
+  // A Watch that is overtaken by the Obtain after it subscribes too late for what that one saw.
+  if (options.faults.drop_event > 0 || options.faults.drop_call > 0 ||
+      (!options.in_order && options.faults.max_delay > options.faults.min_delay)) {
     capabilities_.reliable_events = false;
   }
   capabilities_.clock_drift = std::max(capabilities_.clock_drift, options.clock_drift);

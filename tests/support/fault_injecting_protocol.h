@@ -20,8 +20,9 @@
 // tests/support/fault_injecting_protocol_test.cc shows how code under locks is tested with it.
 //
 // What it says of itself: as the wrapped backend, but answers never come at once, events are
-// reliable only if none can be lost, the hint alone identifies nothing, nothing can be inspected,
-// and leases are finite: a crashed client, or an Obtain that arrives late, would hold for ever.
+// reliable only if no message can be lost or overtaken by another, the hint alone identifies
+// nothing, nothing can be inspected, and leases are finite: a crashed client, or an Obtain that
+// arrives late, would hold for ever.
 //
 // Thread safety: all methods may be called from any thread.
 #ifndef LATCHKEY_TESTS_SUPPORT_FAULT_INJECTING_PROTOCOL_H_

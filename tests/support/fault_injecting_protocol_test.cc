@@ -280,6 +280,8 @@ TEST_F(FaultInjectingProtocolTest, SaysWhatItCannotDo) {
   EXPECT_FALSE(plain.hint_identifies_hold);
   EXPECT_FALSE(plain.inspect);
   EXPECT_TRUE(Link({})->capabilities().reliable_events);
+  EXPECT_FALSE(Link({.max_delay = kTick})->capabilities().reliable_events);
+  EXPECT_TRUE(Link({.max_delay = kTick}, /*in_order=*/true)->capabilities().reliable_events);
   EXPECT_FALSE(Link({.drop_event = 0.1})->capabilities().reliable_events);
   EXPECT_FALSE(Link({.drop_call = 0.1})->capabilities().reliable_events);
   const Answer infinite = Obtain(*Link({}), AcquisitionId::Next());
