@@ -79,6 +79,66 @@ bool LockAwaiter::await_cancel() {
   return true;
 }
 
+// ---- Several locks ----
+
+std::vector<std::string> CoResources::Copy() const {
+  std::vector<std::string> names(few_.begin(), few_.begin() + few_size_);
+  names.insert(names.end(), many_.begin(), many_.end());
+  return names;
+}
+
+namespace internal {
+
+// The wait for a set. It is cancelled as the caller's `cancel` is, and by the awaiter's end.
+struct SetWait : Suspension, RefCounted<SetWait> {
+  struct Forward {
+    std::stop_source stop;
+    void operator()() { stop.request_stop(); }
+  };
+  std::stop_source stop;
+  std::optional<std::stop_callback<Forward>> callers_stop;
+  std::optional<absl::StatusOr<LockSet>> value;
+};
+
+}  // namespace internal
+
+bool LockSetAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
+  using internal::SetWait;
+  const auto wait = internal::RefPtr<SetWait>::Adopt(new SetWait);
+  wait->set_coroutine(coroutine);
+  wait_ = internal::RefPtr<SetWait>(wait).Release();
+  AcquireOptions options = options_ != nullptr ? *options_ : borrowed_.Copy();
+  if (options.cancel.stop_possible()) {
+    wait->callers_stop.emplace(std::move(options.cancel), SetWait::Forward{wait->stop});
+  }
+  options.cancel = wait->stop.get_token();
+  std::vector<LockRequest> requests;
+  for (std::string& name : resources_.Copy()) {
+    requests.push_back({.resource = std::move(name), .options = options});
+  }
+  core_->AcquireAllAsync(std::move(requests), LockOrder::kSorted,
+                         [wait](absl::StatusOr<LockSet> locks) {
+                           if (wait->abandoned()) return;
+                           wait->value = std::move(locks);
+                           if (wait->End()) wait->Resume();
+                         });
+  return wait->Suspend();
+}
+
+absl::StatusOr<LockSet> LockSetAwaiter::await_resume() {
+  const auto wait = internal::RefPtr<internal::SetWait>::Adopt(std::exchange(wait_, nullptr));
+  return *std::move(wait->value);
+}
+
+bool LockSetAwaiter::await_cancel() {
+  const auto wait = internal::RefPtr<internal::SetWait>::Adopt(std::exchange(wait_, nullptr));
+  if (!wait || !wait->Abandon()) return false;
+  wait->stop.request_stop();
+  return true;
+}
+
+// ---- Time ----
+
 bool SleepAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
   const auto wait = internal::RefPtr<Wait>::Adopt(new Wait);
   wait->set_coroutine(coroutine);

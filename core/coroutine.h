@@ -23,19 +23,24 @@
 #ifndef LATCHKEY_CORE_COROUTINE_H_
 #define LATCHKEY_CORE_COROUTINE_H_
 
+#include <array>
 #include <atomic>
 #include <concepts>
 #include <coroutine>
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <stop_token>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "latchkey/core/acquire_options.h"
 #include "latchkey/core/clock.h"
 #include "latchkey/core/executor.h"
@@ -43,10 +48,12 @@
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
+#include "latchkey/core/lock_set.h"
 
 namespace latchkey {
 
 namespace internal {
+struct SetWait;
 struct Waiter;
 }  // namespace internal
 
@@ -101,6 +108,30 @@ struct CoAcquireOptions {
 };
 static_assert(std::is_trivially_destructible_v<CoAcquireOptions> &&
               std::is_trivially_copy_constructible_v<CoAcquireOptions>);
+
+// The names for CoAcquireAll, borrowed: up to 16 written in braces, or a vector.
+class CoResources {
+ public:
+  static constexpr size_t kMost = 16;
+
+  template <typename... Names>
+  requires(sizeof...(Names) > 0 && (std::convertible_to<const Names&, std::string_view> && ...))
+      // NOLINTNEXTLINE(google-explicit-constructor): it stands for the names.
+      CoResources(const Names&... names)
+      : few_{std::string_view(names)...}, few_size_(sizeof...(names)) {
+    static_assert(sizeof...(names) <= kMost, "put that many names into a vector");
+  }
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  CoResources(const std::vector<std::string>& names) : many_(names) {}
+
+  std::vector<std::string> Copy() const;
+
+ private:
+  std::array<std::string_view, kMost> few_ = {};
+  size_t few_size_ = 0;
+  absl::Span<const std::string> many_ = {};
+};
+static_assert(std::is_trivially_destructible_v<CoResources>);
 
 namespace internal {
 
@@ -208,6 +239,34 @@ class [[nodiscard]] LockAwaiter {
   // The wait, if there is one. The waiter keeps the manager's core alive.
   internal::RefPtr<Wait> wait_;
   internal::Waiter* waiter_ = nullptr;  // Owns one reference.
+};
+
+// What LockManager::CoAcquireAll returns. It asks for the locks when it is awaited, and allocates.
+class [[nodiscard]] LockSetAwaiter {
+ public:
+  LockSetAwaiter(internal::ManagerCore* core, const CoResources& resources,
+                 const CoAcquireOptions& options)
+      : core_(core), resources_(resources), borrowed_(options) {}
+  LockSetAwaiter(internal::ManagerCore* core, const CoResources& resources,
+                 const AcquireOptions* options)
+      : core_(core), resources_(resources), options_(options) {}
+  // Before it is awaited only.
+  LockSetAwaiter(LockSetAwaiter&& other) = default;
+  LockSetAwaiter& operator=(LockSetAwaiter&&) = delete;
+  ~LockSetAwaiter() { await_cancel(); }
+
+  bool await_ready() const { return false; }
+  bool await_suspend(std::coroutine_handle<> coroutine);
+  absl::StatusOr<LockSet> await_resume();
+  // As that of LockAwaiter.
+  bool await_cancel();
+
+ private:
+  internal::ManagerCore* core_;
+  CoResources resources_;
+  CoAcquireOptions borrowed_ = {};
+  const AcquireOptions* options_ = nullptr;  // If not null, instead of `borrowed_`.
+  internal::SetWait* wait_ = nullptr;        // Owns one reference.
 };
 
 // ---- Callbacks ----

@@ -168,6 +168,18 @@ class LockManager {
   template <std::same_as<AcquireOptions> Options>
   LockAwaiter CoAcquire(ResourceName resource, const Options&& options) = delete;
 
+  // `co_await locks.CoAcquireAll({"kitchen light", "bedroom light"}, {.priority = 100})`: all of
+  // them or none. Errors: as AcquireAll.
+  LockSetAwaiter CoAcquireAll(CoResources resources, const CoAcquireOptions& options = {}) {
+    return LockSetAwaiter(core_, resources, options);
+  }
+  template <std::same_as<AcquireOptions> Options>
+  LockSetAwaiter CoAcquireAll(CoResources resources, const Options& options) {
+    return LockSetAwaiter(core_, resources, &options);
+  }
+  template <std::same_as<AcquireOptions> Options>
+  LockSetAwaiter CoAcquireAll(CoResources resources, const Options&& options) = delete;
+
   // Runs `body(LockContext&)` under the lock, on the calling thread, and returns what it returns:
   // absl::Status or absl::StatusOr<T>. A finite lease is renewed until it returns (unless
   // `auto_renew` is false), and the lock is released then. What it throws goes on to the caller

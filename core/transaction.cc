@@ -447,7 +447,8 @@ void TransactionRun::OnHeld() {
 
 bool TransactionRun::StepRunning() {
   const LockState state = HeldState();
-  if (state != LockState::kHeld || !stop_status().ok()) {
+  const bool under_way = pending_ != nullptr && pending_->RunsAlready();
+  if (!under_way && (state != LockState::kHeld || !stop_status().ok())) {
     loss_.reason = ReasonToLeave(state);
     loss_.status = MakeError(loss_.reason, absl::StrCat("the lock on ", ResourcesForMessage(), " ",
                                                         WhyLeft(loss_.reason)));

@@ -201,6 +201,8 @@ class CheckedAwait {
   virtual bool Start(std::coroutine_handle<> relay) = 0;
   // Gives it up. True: `relay` will not be resumed.
   virtual bool Cancel() { return false; }
+  // Is what it waits for under way already? Then it is completed like an await that runs.
+  virtual bool RunsAlready() const { return false; }
 
  protected:
   ~CheckedAwait() = default;
@@ -480,6 +482,9 @@ class AnyAwait : public CheckedAwait {
     asked_ = true;
     return awaiter_.await_ready();
   }
+  bool RunsAlready() const override {
+    return requires { std::remove_reference_t<Awaiter>::kRunsAlready; };
+  }
   void await_suspend(std::coroutine_handle<>) { run_->Suspended(this); }
   decltype(auto) await_resume() { return awaiter_.await_resume(); }
 
@@ -491,9 +496,7 @@ class AnyAwait : public CheckedAwait {
  protected:
   TransactionRun* run_;
   Awaiter awaiter_;
-
- private:
-  bool asked_ = false;
+  bool asked_ = false;  // Whether it is ready.
 };
 
 // Carries what ctx.Interruptible() wraps to the promise.
@@ -508,6 +511,14 @@ class InterruptibleAwait final : public AnyAwait<Awaiter> {
  public:
   using AnyAwait<Awaiter>::AnyAwait;
 
+  bool Start(std::coroutine_handle<> relay) override {
+    // The lock was left before this could begin: the body is told, as it would be a moment later.
+    if (!this->asked_ && !this->RunsAlready()) {
+      interrupted_ = true;
+      return false;
+    }
+    return AnyAwait<Awaiter>::Start(relay);
+  }
   bool Cancel() override {
     interrupted_ = this->awaiter_.await_cancel();
     return interrupted_;
@@ -812,6 +823,8 @@ class [[nodiscard]] TransactionHandle {
   // here leaves the transaction alone.
   class Awaiter {
    public:
+    // For bodies: see CheckedAwait::RunsAlready.
+    static constexpr bool kRunsAlready = true;
     explicit Awaiter(internal::RefPtr<internal::TransactionRunFor<T>> run) : run_(std::move(run)) {}
     Awaiter(Awaiter&&) = default;
     ~Awaiter() {

@@ -38,6 +38,10 @@ void* operator new(size_t size) {
   if (void* const memory = std::malloc(size != 0 ? size : 1)) return memory;
   throw std::bad_alloc();
 }
+void* operator new(size_t size, const std::nothrow_t& /*tag*/) noexcept {
+  ++allocations;
+  return std::malloc(size != 0 ? size : 1);
+}
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t /*size*/) noexcept { std::free(memory); }
 
@@ -355,6 +359,57 @@ TEST_F(CoroutineTest, ALoopOfFreeLocksDoesNotRecurse) {
   Task task = loop();
   EXPECT_TRUE(task.done());
   EXPECT_EQ(rounds, 100'000);
+}
+
+// ---- Several locks ----
+
+TEST_F(CoroutineTest, TakesSeveralLocksAsOne) {
+  const std::vector<std::string> many(1, std::string(50, 'm'));
+  std::vector<absl::Status> outcomes;
+  const auto body = [&]() -> Task {
+    {
+      absl::StatusOr<LockSet> set = co_await locks_.CoAcquireAll({"a", "b"});
+      outcomes.push_back(set.status());
+      EXPECT_THAT(set->resources(), ElementsAre("a", "b"));
+    }
+    {
+      absl::StatusOr<LockSet> set = co_await locks_.CoAcquireAll(
+          {"c" + std::string(50, 'c'), std::string("d")}, {.owner = "o" + std::string(50, 'o')});
+      outcomes.push_back(set.status());
+    }
+    const AcquireOptions named = {.priority = 1};
+    absl::StatusOr<LockSet> set = co_await locks_.CoAcquireAll(many, named);
+    outcomes.push_back(set.status());
+    outcomes.push_back((co_await locks_.CoAcquireAll({"x", ""})).status());
+  };
+  absl::StatusOr<Lock> holder = locks_.Acquire("b");
+  Task task = body();
+  EXPECT_THAT(outcomes, ElementsAre());
+  ASSERT_TRUE(holder->Release().ok());
+  ASSERT_TRUE(task.done());
+  EXPECT_EQ(outcomes.size(), 4u);
+  EXPECT_TRUE(outcomes[0].ok() && outcomes[1].ok() && outcomes[2].ok());
+  EXPECT_EQ(ReasonOf(outcomes[3]), Reason::kInvalidArgument);
+}
+
+TEST_F(CoroutineTest, DestroyingACoroutineThatWaitsForSeveralLocksLeavesNothing) {
+  const auto body = [&](std::stop_token stop) -> Task {
+    absl::StatusOr<LockSet> set = co_await locks_.CoAcquireAll({"a", "b"}, {.cancel = stop});
+    EXPECT_EQ(ReasonOf(set.status()), Reason::kCancelled);
+  };
+  absl::StatusOr<Lock> holder = locks_.Acquire("b");
+  {
+    Task task = body({});
+    EXPECT_FALSE(task.done());
+  }
+  std::stop_source stop;
+  Task task = body(stop.get_token());
+  EXPECT_FALSE(task.done());
+  stop.request_stop();
+  EXPECT_TRUE(task.done());
+  EXPECT_FALSE(locks_.IsBusy("a"));
+  ASSERT_TRUE(holder->Release().ok());
+  EXPECT_FALSE(locks_.IsBusy());
 }
 
 // ---- Callbacks ----

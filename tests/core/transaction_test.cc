@@ -2,12 +2,10 @@
 // every moment at which the lock can be lost or the transaction cancelled.
 #include "latchkey/core/transaction.h"
 
-#include <algorithm>
 #include <atomic>
 #include <coroutine>
 #include <cstdlib>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -594,6 +592,21 @@ TEST_F(TransactionTest, AnInterruptibleSleepIsGivenUpAtOnce) {
   ExpectNothingLeft();
 }
 
+TEST_F(TransactionTest, AnInterruptibleAwaitThatCouldNotBeginIsInterrupted) {
+  std::shared_ptr<Thief> thief;
+  auto handle = logs_.Start(
+      [&](Log& log, TransactionContext& ctx) -> Transaction<void> {
+        thief = Steal();
+        const bool slept = co_await ctx.Interruptible(ctx.Sleep(absl::Hours(1)));
+        log.Add(slept ? "slept" : "interrupted");
+      },
+      AlwaysResume());
+  EXPECT_TRUE(thief->inside());
+  thief->Leave();
+  EXPECT_TRUE(handle.Wait().ok());
+  EXPECT_EQ(log_.lines.back(), "interrupted");
+}
+
 TEST_F(TransactionTest, AnInterruptibleAcquireLeavesItsQueue) {
   absl::StatusOr<Lock> other = locks_->Acquire("other");
   std::optional<bool> got;
@@ -836,6 +849,25 @@ TEST_F(TransactionTest, AnInnerTransactionEndsBeforeTheOuterYields) {
   EXPECT_EQ(inner_log.lines.size(), 4u);
   thief->Leave();
   EXPECT_EQ(handle.Wait().value(), 1);
+  ExpectNothingLeft();
+}
+
+TEST_F(TransactionTest, AnInnerTransactionThatWasStartedCountsAsAnAwaitThatRuns) {
+  Log inner_log;
+  Locker inners(*locks_, "inner", inner_log);
+  std::shared_ptr<Thief> thief;
+  auto handle = logs_.Start(
+      [&](Log&, TransactionContext&) -> Transaction<void> {
+        auto inner = inners.Start(ThreeSteps);
+        thief = Steal();  // Before the await, but the inner one is under way.
+        EXPECT_TRUE((co_await inner).ok());
+      },
+      AlwaysResume());
+  EXPECT_FALSE(thief->inside());
+  clock_.AdvanceBy(absl::Seconds(3));
+  EXPECT_TRUE(thief->inside());
+  thief->Leave();
+  EXPECT_TRUE(handle.Wait().ok());
   ExpectNothingLeft();
 }
 
@@ -1137,82 +1169,6 @@ TEST_F(TransactionTest, AnExecutorThatDropsItsTasksEndsTheTransaction) {
     EXPECT_TRUE(status.ok() || status.code() == absl::StatusCode::kCancelled) << status;
     EXPECT_FALSE(locks->IsBusy());
   }
-}
-
-// ---- Chains ----
-
-TEST_F(TransactionTest, AHundredThousandQueuedTransactionsDoNotRecurse) {
-  constexpr int kTransactions = 100'000;
-  std::optional<LockManager> locks = NewManager({.admission = AdmitAll()});
-  int count = 0;
-  Locker counts(*locks, "count", count);
-  absl::StatusOr<Lock> holder = locks->Acquire("count");
-  int done = 0;
-  for (int i = 0; i < kTransactions; ++i) {
-    counts
-        .Start([](int& n, TransactionContext& ctx) -> Transaction<void> {
-          co_await ctx.CheckPoint();
-          ++n;
-        })
-        .OnDone([&](const absl::Status& status) { done += status.ok(); });
-  }
-  EXPECT_EQ(count, 0);
-  ASSERT_TRUE(holder->Release().ok());
-  EXPECT_EQ(count, kTransactions);
-  EXPECT_EQ(done, kTransactions);
-  EXPECT_FALSE(locks->IsBusy());
-}
-
-TEST_F(TransactionTest, AHundredThousandTransactionsThatStartEachOtherDoNotRecurse) {
-  constexpr int kTransactions = 100'000;
-  int count = 0;
-  Locker counts(*locks_, "count", count);
-  std::function<void()> next = [&] {
-    counts
-        .Start([](int& n, TransactionContext& ctx) -> Transaction<int> {
-          co_await ctx.CheckPoint();
-          co_return ++n;
-        })
-        .OnDone([&](absl::StatusOr<int> n) {
-          if (n.ok() && *n < kTransactions) next();
-        });
-  };
-  next();
-  EXPECT_EQ(count, kTransactions);
-  ExpectNothingLeft();
-}
-
-TEST_F(TransactionTest, TransactionsNestedTenThousandDeepDoNotRecurse) {
-  constexpr int kDepth = 10'000;
-  int deepest = 0;
-  std::vector<std::unique_ptr<int>> levels;
-  std::function<TransactionHandle<int>(int)> start = [&](int depth) {
-    levels.push_back(std::make_unique<int>(depth));
-    Locker locker(*locks_, "level " + std::to_string(depth), *levels.back());
-    return locker.Start([&](int& level, TransactionContext&) -> Transaction<int> {
-      deepest = std::max(deepest, level);
-      if (level == kDepth) co_return 1;
-      auto inner = start(level + 1);
-      const absl::StatusOr<int> below = co_await inner;
-      co_return *below + 1;
-    });
-  };
-  EXPECT_EQ(start(1).Wait().value(), kDepth);
-  EXPECT_EQ(deepest, kDepth);
-  ExpectNothingLeft();
-}
-
-TEST_F(TransactionTest, ALoopOfCheckpointsAndFreeLocksDoesNotRecurse) {
-  auto handle = logs_.Start([&](Log&, TransactionContext& ctx) -> Transaction<int> {
-    int rounds = 0;
-    for (; rounds < 100'000; ++rounds) {
-      co_await ctx.CheckPoint();
-      absl::StatusOr<Lock> lock = co_await locks_->CoAcquire("second");
-      if (!lock.ok()) break;
-    }
-    co_return rounds;
-  });
-  EXPECT_EQ(handle.Wait().value(), 100'000);
 }
 
 // ---- Threads ----
