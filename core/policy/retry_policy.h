@@ -15,7 +15,8 @@
 namespace latchkey {
 
 struct RetryContext {
-  // How often this request was answered "denied", or could not reach the backend, so far; at least 1.
+  // How often this request was answered "denied", or could not reach the backend, so far; at
+  // least 1.
   int attempts = 1;
   // What is left of the lease that is in the way; infinite if it has no end. Waiting much longer
   // than this wastes time.
@@ -37,10 +38,10 @@ struct BackoffOptions {
   double multiplier = 2;                            // At least 1.
 };
 
-// Exponential back-off with full jitter, bounded by the remaining lease: the default. The n-th delay
-// is uniform between 0 and min(initial * multiplier^(n-1), max), and when the lease in the way ends
-// sooner, that end plus a jitter of a tenth. (Marc Brooker, "Exponential Backoff And Jitter", AWS
-// Architecture Blog, 2015.)
+// Exponential back-off with full jitter, bounded by the remaining lease: the default. The n-th
+// delay is uniform between 0 and min(initial * multiplier^(n-1), max), and when the lease in the
+// way ends sooner, that end plus a jitter of a tenth. (Marc Brooker, "Exponential Backoff And
+// Jitter", AWS Architecture Blog, 2015.)
 std::shared_ptr<const RetryPolicy> ExponentialBackoff(BackoffOptions options = {});
 
 // Always the same delay, which must be positive.

@@ -193,8 +193,8 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
   Watched WatchWith(LockingProtocol& backend, const WatchRequest& request,
                     std::function<void(const WatchEvent&)> also = {});
 
-  // Waits for an event of this kind that was not taken yet, and takes it with all before it. If none
-  // comes, the test fails.
+  // Waits for an event of this kind that was not taken yet, and takes it with all before it. If
+  // none comes, the test fails.
   WatchEvent NextEvent(const Watched& watched, WatchEventKind kind);
   // How many events of this kind have been heard and not taken yet, once all has settled.
   int Count(const Watched& watched, WatchEventKind kind);
