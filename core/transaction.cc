@@ -140,6 +140,7 @@ TransactionRun::TransactionRun(CoreRef core, std::vector<std::string> resources,
                                AcquireOptions options)
     : core_(std::move(core)),
       resources_(std::move(resources)),
+      owner_(current_owner != nullptr ? *current_owner : nullptr),
       options_(std::move(options)),
       relay_(Relay::New(this).coroutine) {}
 
@@ -296,6 +297,7 @@ void TransactionRun::Post() {
 
 void TransactionRun::Drive() {
   const auto keep = RefPtr<TransactionRun>::Share(this);
+  const OwnerInForce in_force(owner_ != nullptr ? &owner_ : nullptr);
   {
     absl::MutexLock lock(&mu_);
     again_ = true;

@@ -73,6 +73,7 @@
 #include "latchkey/core/lock.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_set.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
 
@@ -299,6 +300,7 @@ class TransactionRun : public RefCounted<TransactionRun> {
 
   const CoreRef core_;
   const std::vector<std::string> resources_;
+  const SharedOwner owner_;  // In force where it was started, and for its body; null: none.
 
   // Touched only by the thread that drives (and by Start, before).
   AcquireOptions options_;

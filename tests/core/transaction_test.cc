@@ -26,6 +26,7 @@
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/core/locker.h"
+#include "latchkey/core/scoped_owner.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/simulated_clock.h"
 #include "latchkey/tests/support/simulated_executor.h"
@@ -919,6 +920,31 @@ TEST_F(TransactionTest, ALockTakenInsideIsReleasedWithTheFrame) {
   clock_.AdvanceBy(absl::Seconds(1));
   EXPECT_EQ(ReasonOf(handle.Wait()), Reason::kYieldRequested);
   EXPECT_FALSE(locks_->IsBusy("second"));
+}
+
+TEST_F(TransactionTest, ABodyInheritsTheOwnerThatWasInForceAtItsStart) {
+  std::vector<std::string> owners;
+  const auto body = [&](Log&, TransactionContext& ctx) -> Transaction<void> {
+    owners.emplace_back(ScopedOwner::Current());
+    co_await ctx.Sleep(absl::Seconds(1));
+    owners.emplace_back(ScopedOwner::Current());
+    // Enters again what it holds.
+    absl::StatusOr<Lock> again = co_await locks_->CoAcquire("log");
+    EXPECT_TRUE(again.ok());
+  };
+  std::optional<TransactionHandle<void>> handle;
+  {
+    const ScopedOwner me("billing");
+    handle.emplace(logs_.With({}).Start(body, AlwaysResume()));
+  }
+  auto thief = Steal();
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_TRUE(thief->inside());
+  thief->Leave();
+  EXPECT_TRUE(handle->Wait().ok());
+  EXPECT_THAT(owners, ElementsAre("billing", "billing"));
+  EXPECT_EQ(ScopedOwner::Current(), "");
+  ExpectNothingLeft();
 }
 
 // ---- Cancellation ----
