@@ -29,6 +29,12 @@ class RealClockImpl : public Clock {
   // measured once.
   absl::Time CoarseNow() override { return ReadClock(CLOCK_MONOTONIC_COARSE) + suspended_; }
 
+  int64_t CoarseNanos() override {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec + suspended_nanos_;
+  }
+
   TimerId RunAt(absl::Time when, absl::AnyInvocable<void()> callback) override {
     if (when == absl::InfiniteFuture()) return 0;
     absl::MutexLock lock(&mu_);
@@ -82,6 +88,7 @@ class RealClockImpl : public Clock {
   }
 
   const absl::Duration suspended_ = ReadClock(CLOCK_BOOTTIME) - ReadClock(CLOCK_MONOTONIC);
+  const int64_t suspended_nanos_ = absl::ToInt64Nanoseconds(suspended_);
   absl::Mutex mu_;
   absl::CondVar wake_;
   bool started_ ABSL_GUARDED_BY(mu_) = false;

@@ -26,6 +26,9 @@ class Clock {
   // The same time scale, possibly some milliseconds behind, and cheaper. For ages in diagnostics.
   virtual absl::Time CoarseNow() { return Now(); }
 
+  // CoarseNow() as nanoseconds since the Unix epoch, for those who store it for every lock.
+  virtual int64_t CoarseNanos() { return absl::ToUnixNanos(CoarseNow()); }
+
   // Names a scheduled call; 0 is none.
   using TimerId = uint64_t;
 

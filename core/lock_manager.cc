@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/base/no_destructor.h"
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/internal/run_state.h"
@@ -44,6 +45,12 @@ LockManager::~LockManager() {
 
 absl::StatusOr<Lock> LockManager::Acquire(ResourceName resource, const AcquireOptions& options) {
   return core_->Acquire(resource, options);
+}
+
+absl::StatusOr<Lock> LockManager::Acquire(ResourceName resource) {
+  // Made once: constructing and destroying them would cost a tenth of an uncontended acquire.
+  static const absl::NoDestructor<AcquireOptions> defaults;
+  return core_->Acquire(resource, *defaults);
 }
 
 absl::StatusOr<Lock> LockManager::TryAcquire(ResourceName resource, const AcquireOptions& options) {

@@ -113,7 +113,8 @@ class LockManager {
   // Waits for the lock. `resource` is any bytes but none. Errors: see lock_error.h; the message
   // names the resource, who is in the way, and why it gave up. kFailedPrecondition inside a
   // callback of the library, where waiting could hang it.
-  absl::StatusOr<Lock> Acquire(ResourceName resource, const AcquireOptions& options = {});
+  absl::StatusOr<Lock> Acquire(ResourceName resource, const AcquireOptions& options);
+  absl::StatusOr<Lock> Acquire(ResourceName resource);  // With default options.
 
   // Takes the lock if that needs no waiting and nobody has to yield; else kUnavailable
   // (kHeldByOther). It may wait for one answer of the backend; inside a callback of the library it

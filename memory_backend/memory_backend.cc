@@ -9,13 +9,16 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_record.h"
+#include "latchkey/memory_backend/shard_mutex.h"
 #include "latchkey/memory_backend/slot_table.h"
 
 namespace latchkey {
@@ -108,7 +111,7 @@ namespace {
 using Outbox = std::vector<std::shared_ptr<Watcher>>;
 
 struct ABSL_CACHELINE_ALIGNED Shard {
-  absl::Mutex mu;
+  ShardMutex mu;
   FencingToken fence ABSL_GUARDED_BY(mu) = 0;
   SlotTable table ABSL_GUARDED_BY(mu);
   // A binary heap by `next_deadline`.
@@ -124,9 +127,6 @@ struct ABSL_CACHELINE_ALIGNED Shard {
 constexpr size_t kMostSpareExtras = 2;
 constexpr size_t kMostIdleDeadlines = 16;
 constexpr size_t kLongestName = std::numeric_limits<uint32_t>::max();
-
-int64_t ToNanos(absl::Time time) { return absl::ToInt64Nanoseconds(time - absl::UnixEpoch()); }
-absl::Time FromNanos(int64_t nanos) { return absl::UnixEpoch() + absl::Nanoseconds(nanos); }
 
 class MemoryBackend : public LockingProtocol, public std::enable_shared_from_this<MemoryBackend> {
  public:
@@ -147,8 +147,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   ~MemoryBackend() override {
     for (Shard& shard : shards_) {
-      absl::MutexLock lock(&shard.mu);
-      clock_.Cancel(shard.timer);
+      ShardMutexLock lock(&shard.mu);
+      if (shard.timer_at != absl::InfiniteFuture()) clock_.Cancel(shard.timer);
       shard.table.ForEach([](SlotIndex, Slot& slot) { delete slot.extra; });
     }
   }
@@ -163,42 +163,39 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     const uint32_t shard_number = ShardNumber(request.resource);
     Shard& shard = shards_[shard_number];
     ObtainReply reply;
-    Outbox outbox;
-    {
-      absl::MutexLock lock(&shard.mu);
-      const uint32_t hash = static_cast<uint32_t>(request.resource.hash());
-      SlotIndex index = shard.table.Find(request.resource, hash);
-      if (ABSL_PREDICT_TRUE(index == kNoSlot)) {
-        index = shard.table.Insert(request.resource, hash);
-        GrantFree(shard, index, request, reply);
-      } else {
-        StepObtain(shard, index, request, reply, outbox);
-      }
+    const uint32_t hash = static_cast<uint32_t>(request.resource.hash());
+    shard.mu.Lock();
+    SlotIndex index = shard.table.Find(request.resource, hash);
+    if (ABSL_PREDICT_TRUE(index == kNoSlot)) {
+      index = shard.table.Insert(request.resource, hash);
+      GrantFree(shard, index, request, reply);
+      shard.mu.Unlock();
+      reply.hint = HintOf(shard_number, index);
+    } else {
+      ObtainTaken(shard, index, request, reply);
       if (reply.token != 0) reply.hint = HintOf(shard_number, index);
     }
-    Deliver(outbox);
     done(std::move(reply));
   }
 
   void Release(const HoldRef& hold, ReleaseCallback done) override {
     ReleaseOutcome outcome = ReleaseOutcome::kNotHeld;
-    Outbox outbox;
     if (Shard* shard = ShardOf(hold)) {
-      absl::MutexLock lock(&shard->mu);
+      shard->mu.Lock();
       const SlotIndex index = FindHold(*shard, hold);
-      if (index != kNoSlot) {
-        Slot& slot = shard->table.At(index);
-        if (ABSL_PREDICT_TRUE(slot.extra == nullptr)) {
-          if (slot.handle == hold.acquisition) {
-            shard->table.Erase(index);
-            outcome = ReleaseOutcome::kReleased;
-          }
-        } else {
-          outcome = StepRelease(*shard, index, hold.acquisition, outbox);
+      if (ABSL_PREDICT_FALSE(index == kNoSlot)) {
+        shard->mu.Unlock();
+      } else if (const Slot& slot = shard->table.At(index);
+                 ABSL_PREDICT_TRUE(slot.extra == nullptr)) {
+        if (slot.handle == hold.acquisition) {
+          shard->table.Erase(index);
+          outcome = ReleaseOutcome::kReleased;
         }
+        shard->mu.Unlock();
+      } else {
+        outcome = ReleaseExtra(*shard, index, hold.acquisition);
       }
     }
-    Deliver(outbox);
     done(outcome);
   }
 
@@ -210,7 +207,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     ExtendReply reply;
     Outbox outbox;
     if (Shard* shard = ShardOf(hold)) {
-      absl::MutexLock lock(&shard->mu);
+      ShardMutexLock lock(&shard->mu);
       const SlotIndex index = FindHold(*shard, hold);
       if (index != kNoSlot) {
         StepFull(*shard, index, lease != absl::InfiniteDuration(), outbox,
@@ -227,7 +224,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     ConfirmReply reply;
     Outbox outbox;
     if (Shard* shard = ShardOf(hold)) {
-      absl::MutexLock lock(&shard->mu);
+      ShardMutexLock lock(&shard->mu);
       const SlotIndex index = FindHold(*shard, hold);
       if (index != kNoSlot) {
         StepFull(*shard, index, false, outbox,
@@ -248,7 +245,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     Outbox outbox;
     std::string name;
     {
-      absl::MutexLock lock(&shard->mu);
+      ShardMutexLock lock(&shard->mu);
       SlotIndex index = FindHold(*shard, hold);
       const bool lost =
           request.role == WatchRole::kHolder && !IsHandle(*shard, index, request.acquisition);
@@ -290,7 +287,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       Shard& shard = shards_[number];
       std::vector<ResourceState> states;
       {
-        absl::MutexLock lock(&shard.mu);
+        ShardMutexLock lock(&shard.mu);
         const auto visit = [&](SlotIndex, Slot& slot) {
           LockRecord record =
               slot.extra != nullptr && slot.extra->full ? slot.extra->record : RecordOf(slot);
@@ -299,7 +296,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
           if (record.IsFree()) return;
           ResourceState& state = states.emplace_back(Describe(record, slot.name(), now));
           if (state.held) {
-            state.age = std::max(absl::ZeroDuration(), now - FromNanos(slot.began));
+            state.age = std::max(absl::ZeroDuration(), now - absl::FromUnixNanos(slot.began));
           }
         };
         if (resource) {
@@ -329,6 +326,16 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   }
 
   static absl::Status Check(const ObtainRequest& request) {
+    if (ABSL_PREDICT_TRUE(!request.resource.empty() &&
+                          request.resource.bytes().size() <= kLongestName &&
+                          !request.acquisition.IsNone() && request.lease > absl::ZeroDuration() &&
+                          request.reservation_lease > absl::ZeroDuration() && !request.grace)) {
+      return absl::OkStatus();
+    }
+    return CheckSlowly(request);
+  }
+
+  ABSL_ATTRIBUTE_NOINLINE static absl::Status CheckSlowly(const ObtainRequest& request) {
     if (request.resource.empty()) {
       return MakeError(Reason::kInvalidArgument, "resource must not be empty");
     }
@@ -382,7 +389,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   // The slot that a hold's hint or name leads to. A hint may be stale, and its slot in use for
   // another resource by now; only if the acquisition is a handle there, it is the right one.
-  static SlotIndex FindHold(Shard& shard, const HoldRef& hold)
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static SlotIndex FindHold(Shard& shard, const HoldRef& hold)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     if (hold.hint != 0 && !hold.acquisition.IsNone()) {
       const SlotIndex index = static_cast<SlotIndex>(hold.hint);
@@ -399,32 +406,41 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   // ---- The cheap cases ----
 
   // A resource that has no slot yet: nothing to drop, nobody to ask.
-  void GrantFree(Shard& shard, SlotIndex index, const ObtainRequest& request, ObtainReply& reply)
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void GrantFree(Shard& shard, SlotIndex index,
+                                              const ObtainRequest& request, ObtainReply& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     Slot& slot = shard.table.At(index);
     slot.handle = request.acquisition;
     slot.token = ++shard.fence;
     slot.priority = request.priority;
-    slot.began = ToNanos(clock_.CoarseNow());
-    const bool finite = request.lease != absl::InfiniteDuration();
-    if (ABSL_PREDICT_FALSE(finite || !request.owner.empty() || !request.preemptible)) {
-      Extra& extra = AddExtra(shard, index);
-      extra.owner.assign(request.owner);
-      extra.preemptible = request.preemptible;
-      if (finite) {
-        extra.deadline = clock_.Now() + request.lease;
-        SetDeadline(shard, extra, extra.deadline);
-      }
+    slot.began = clock_.CoarseNanos();
+    if (ABSL_PREDICT_FALSE(request.lease != absl::InfiniteDuration() || !request.owner.empty() ||
+                           !request.preemptible)) {
+      NoteExtra(shard, index, request);
     }
     reply.outcome = ObtainOutcome::kObtained;
     reply.token = slot.token;
     reply.remaining = request.lease;
   }
 
+  // What a fresh hold has beyond the plain case.
+  ABSL_ATTRIBUTE_NOINLINE void NoteExtra(Shard& shard, SlotIndex index,
+                                         const ObtainRequest& request)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Extra& extra = AddExtra(shard, index);
+    extra.owner.assign(request.owner);
+    extra.preemptible = request.preemptible;
+    if (request.lease != absl::InfiniteDuration()) {
+      extra.deadline = clock_.Now() + request.lease;
+      SetDeadline(shard, extra, extra.deadline);
+    }
+  }
+
   // ---- The general case ----
 
   static LockRecord RecordOf(const Slot& slot) {
-    LockRecord::Holder holder;
+    LockRecord record;
+    LockRecord::Holder& holder = record.holder.emplace();
     holder.handles.push_back(slot.handle);
     holder.priority = slot.priority;
     holder.token = slot.token;
@@ -433,8 +449,6 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       holder.preemptible = slot.extra->preemptible;
       holder.deadline = slot.extra->deadline;
     }
-    LockRecord record;
-    record.holder = std::move(holder);
     return record;
   }
 
@@ -467,7 +481,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     step(extra.record, now, effects);
     shard.fence = extra.record.fence;
     if (extra.record.holder && extra.record.holder->token != token_before) {
-      shard.table.At(index).began = ToNanos(clock_.CoarseNow());
+      shard.table.At(index).began = clock_.CoarseNanos();
     }
     for (const Notice& notice : effects.notices) {
       for (const AcquisitionId& to : notice.to) Tell(extra, to, notice.event, outbox);
@@ -477,6 +491,25 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       WakeThieves(extra, successor_before, outbox);
     }
     Settle(shard, index);
+  }
+
+  // The parts of Obtain and Release that the cheap cases should not carry with them. Both unlock.
+  ABSL_ATTRIBUTE_NOINLINE void ObtainTaken(Shard& shard, SlotIndex index,
+                                           const ObtainRequest& request, ObtainReply& reply)
+      ABSL_UNLOCK_FUNCTION(shard.mu) {
+    Outbox outbox;
+    StepObtain(shard, index, request, reply, outbox);
+    shard.mu.Unlock();
+    Deliver(outbox);
+  }
+  ABSL_ATTRIBUTE_NOINLINE ReleaseOutcome ReleaseExtra(Shard& shard, SlotIndex index,
+                                                      AcquisitionId acquisition)
+      ABSL_UNLOCK_FUNCTION(shard.mu) {
+    Outbox outbox;
+    const ReleaseOutcome outcome = StepRelease(shard, index, acquisition, outbox);
+    shard.mu.Unlock();
+    Deliver(outbox);
+    return outcome;
   }
 
   void StepObtain(Shard& shard, SlotIndex index, const ObtainRequest& request, ObtainReply& reply,
@@ -632,7 +665,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       ABSL_LOCKS_EXCLUDED(shard.mu) {
     Outbox outbox;
     {
-      absl::MutexLock lock(&shard.mu);
+      ShardMutexLock lock(&shard.mu);
       const ResourceName resource(name);
       const SlotIndex index = shard.table.Find(resource, static_cast<uint32_t>(resource.hash()));
       if (index == kNoSlot) return;
@@ -767,7 +800,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   void OnTimer(Shard& shard) ABSL_LOCKS_EXCLUDED(shard.mu) {
     Outbox outbox;
     {
-      absl::MutexLock lock(&shard.mu);
+      ShardMutexLock lock(&shard.mu);
       shard.timer_at = absl::InfiniteFuture();
       const absl::Time now = clock_.Now();
       while (!shard.deadlines.empty() && shard.deadlines.front()->next_deadline <= now) {

@@ -50,13 +50,23 @@ struct Slot {
   }
   // `name` is at most 4 GiB - 1 long.
   void SetName(std::string_view name) {
-    name_size = static_cast<uint32_t>(name.size());
-    char* to = name_bytes.data();
-    if (name.size() > name_bytes.size()) {
-      to = new char[name.size()];
-      std::memcpy(name_bytes.data(), &to, sizeof to);
+    const size_t size = name.size();
+    name_size = static_cast<uint32_t>(size);
+    char* const to = name_bytes.data();
+    // Two copies of a fixed size that overlap are quicker than a call for a few bytes.
+    if (size > name_bytes.size()) {
+      char* const heap = new char[size];
+      std::memcpy(to, &heap, sizeof heap);
+      std::memcpy(heap, name.data(), size);
+    } else if (size >= 16) {
+      std::memcpy(to, name.data(), 16);
+      std::memcpy(to + size - 4, name.data() + size - 4, 4);
+    } else if (size >= 8) {
+      std::memcpy(to, name.data(), 8);
+      std::memcpy(to + size - 8, name.data() + size - 8, 8);
+    } else {
+      for (size_t i = 0; i < size; ++i) to[i] = name[i];
     }
-    std::memcpy(to, name.data(), name.size());
   }
   void FreeName() {
     if (name_size > name_bytes.size()) delete[] HeapName();

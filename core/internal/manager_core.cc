@@ -5,6 +5,7 @@
 #include <random>
 #include <utility>
 
+#include "absl/base/attributes.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "latchkey/core/internal/callback_scope.h"
@@ -91,7 +92,9 @@ ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOp
       executor_(options_.executor != nullptr ? *options_.executor : InlineExecutor()),
       barging_(options_.queue->AllowsBarging()),
       graph_(options_.detect_deadlocks ? WaitGraph::Of(backend_.get()) : nullptr),
-      plain_preemption_(options_.preemption == nullptr),
+      plain_manager_(options_.preemption == nullptr && options_.observer == nullptr &&
+                     capabilities_.infinite_lease && capabilities_.hint_identifies_hold &&
+                     capabilities_.answers_at_once && capabilities_.inspect),
       random_state_(RandomSeed(options_.random_seed)) {
   for (CoreShard& shard : shards_) shard.core = this;
 }
@@ -315,7 +318,57 @@ absl::StatusOr<ObtainReply> ManagerCore::AskNow(const ObtainRequest& request) {
   return answer;
 }
 
-absl::StatusOr<Lock> ManagerCore::Acquire(ResourceName resource, const AcquireOptions& options) {
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock ManagerCore::AskPlainly(
+    CoreShard& shard, const ResourceName& resource, AcquisitionId id, const AcquireOptions& options,
+    std::unique_ptr<absl::StatusOr<ObtainReply>>& other) {
+  FencingToken token = 0;
+  LeaseHint hint = 0;
+  // By reference, since the answer is large.
+  const auto done = [&token, &hint, &other](absl::StatusOr<ObtainReply>&& answer) {
+    if (ABSL_PREDICT_TRUE(answer.ok() && answer->token != 0)) {
+      token = answer->token;
+      hint = answer->hint;
+    } else {
+      other = std::make_unique<absl::StatusOr<ObtainReply>>(std::move(answer));
+    }
+  };
+  // One by one: an initialiser would first clear the whole of it.
+  ObtainRequest request;
+  request.resource = resource;
+  request.acquisition = id;
+  request.owner = options.owner;
+  request.priority = options.priority;
+  request.preemptible = options.preemptible;
+  request.reserve_below = std::numeric_limits<Priority>::max();
+  backend_->Obtain(request,
+                   [&done](absl::StatusOr<ObtainReply>&& answer) { done(std::move(answer)); });
+  if (ABSL_PREDICT_FALSE(token == 0)) return Lock();
+  shard.Ref();
+  return Lock(&shard, id, token, hint);
+}
+
+absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
+                                          const AcquireOptions& options) {
+  if (ABSL_PREDICT_TRUE(IsPlain(options) && !resource.empty() && !CallbackScope::Active() &&
+                        !options.cancel.stop_requested())) {
+    CoreShard& shard = ShardOf(resource);
+    if (ABSL_PREDICT_TRUE(shard.waiting.load(std::memory_order_relaxed) == 0 || barging_)) {
+      const AcquisitionId id = AcquisitionId::Next();
+      std::unique_ptr<absl::StatusOr<ObtainReply>> other;
+      Lock lock = AskPlainly(shard, resource, id, options, other);
+      if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
+      if (!other->ok()) return other->status();
+      Plan plan;
+      if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
+      return AcquireSlowly(shard, resource, plan, options, id, *std::move(*other),
+                           absl::InfinitePast());
+    }
+  }
+  return AcquireGenerally(resource, options);
+}
+
+absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
+                                                   const AcquireOptions& options) {
   Plan plan;
   if (absl::Status bad = MakePlan(resource, options, plan); ABSL_PREDICT_FALSE(!bad.ok())) {
     return bad;

@@ -182,7 +182,7 @@ class ManagerCore {
   // with the last lock.
   void Shutdown();
 
-  absl::StatusOr<Lock> Acquire(ResourceName resource, const AcquireOptions& options);
+  absl::StatusOr<Lock> Acquire(const ResourceName& resource, const AcquireOptions& options);
   absl::StatusOr<Lock> TryAcquire(ResourceName resource, const AcquireOptions& options);
   void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
   absl::StatusOr<LockSet> AcquireAll(std::vector<LockRequest> requests, LockOrder order);
@@ -242,6 +242,21 @@ class ManagerCore {
     return shards_[(resource.hash() >> 20) % kShards];
   }
 
+  // A request with nothing in it that the plan would have to work out: its hold is plain, and the
+  // backend answers at once.
+  bool IsPlain(const AcquireOptions& options) const {
+    return plain_manager_ && !options.lease && options.max_hold == absl::InfiniteDuration() &&
+           !options.preemption_grace && options.preemption == nullptr &&
+           options.acquire_timeout >= absl::ZeroDuration() && options.max_attempts >= 1 &&
+           options.max_execution_time > absl::ZeroDuration() &&
+           options.max_occupation_time > absl::ZeroDuration();
+  }
+  // Asks the backend for a plain request. Without a grant, `other` says what came instead. Takes a
+  // live reference for the lock if there is one.
+  Lock AskPlainly(CoreShard& shard, const ResourceName& resource, AcquisitionId id,
+                  const AcquireOptions& options,
+                  std::unique_ptr<absl::StatusOr<ObtainReply>>& other);
+
   absl::Status CheckOptions(const ResourceName& resource, const AcquireOptions& options) const;
   absl::Status MakePlan(const ResourceName& resource, const AcquireOptions& options,
                         Plan& plan) const;
@@ -275,6 +290,8 @@ class ManagerCore {
   bool AddSetRequest(SetRequest* request) ABSL_LOCKS_EXCLUDED(sets_mu_);
   void RemoveSetRequest(SetRequest* request) ABSL_LOCKS_EXCLUDED(sets_mu_);
 
+  absl::StatusOr<Lock> AcquireGenerally(const ResourceName& resource,
+                                        const AcquireOptions& options);
   absl::StatusOr<Lock> AcquireSlowly(CoreShard& shard, const ResourceName& resource,
                                      const Plan& plan, const AcquireOptions& options,
                                      AcquisitionId id, std::optional<ObtainReply> first,
@@ -316,7 +333,9 @@ class ManagerCore {
   Executor& executor_;
   const bool barging_;
   const std::shared_ptr<WaitGraph> graph_;  // Null: deadlocks are not looked for.
-  const bool plain_preemption_;  // Strictly lower, acknowledged: no need to ask the policy.
+  // The backend answers at once and needs neither leases nor names to be told, nobody observes, and
+  // whoever is lower is preempted: see IsPlain().
+  const bool plain_manager_;
   CoreShard shards_[kShards];
   std::atomic<int64_t> open_shards_{kShards};
   std::atomic<int64_t> pending_{0};
