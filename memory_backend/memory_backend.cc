@@ -47,6 +47,9 @@ class Watcher {
   // that it comes after those that did not.
   uint64_t place = 0;
   bool lapsed = false;
+  // One that barges was woken and has not asked since: it is on its way, and need not be told again
+  // at each release until it gets there.
+  bool woken = false;
 
   void Push(const WatchEvent& event) ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
@@ -526,7 +529,9 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     }
     if (slot.extra != nullptr) {
       for (const std::shared_ptr<Watcher>& watcher : slot.extra->watchers) {
-        if (watcher->acquisition == request.acquisition) watcher->lapsed = false;
+        if (watcher->acquisition != request.acquisition) continue;
+        watcher->lapsed = false;
+        watcher->woken = false;
       }
     }
     const bool needs_time = request.lease != absl::InfiniteDuration() ||
@@ -598,7 +603,11 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       if (best == nullptr || ComesBefore(*watcher, **best)) best = &watcher;
     }
     if (best == nullptr) return;
-    const Watcher& woken = **best;
+    Watcher& woken = **best;
+    if (woken.barging) {
+      if (woken.woken) return;
+      woken.woken = true;
+    }
     // One that let its chance pass is woken again, but nobody waits for it any more.
     if (!woken.barging && !woken.lapsed) {
       Nominate(extra.record, woken.acquisition, woken.owner, woken.priority,

@@ -13,8 +13,8 @@
 namespace latchkey::memory_backend_internal {
 namespace {
 
-constexpr int kSpins = 200;
-constexpr int kYields = 50;
+constexpr int kSpins = 60;
+constexpr int kYields = 20;
 constexpr absl::Duration kShortestNap = absl::Microseconds(20);
 constexpr absl::Duration kLongestNap = absl::Milliseconds(1);
 

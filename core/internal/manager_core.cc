@@ -7,7 +7,7 @@
 
 #include "absl/base/attributes.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
+#include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/set_request.h"
 #include "latchkey/core/lock_error.h"
@@ -21,6 +21,13 @@ namespace {
 constexpr int kReservationPart = 6;
 constexpr double kPollPart = 0.4;
 constexpr absl::Duration kShortestReservation = absl::Milliseconds(1);
+
+// Where barging is allowed, a blocked thread that was woken competes with those that come by. After
+// this time it has been overtaken often enough, and the lock is handed to it (as Go's sync.Mutex
+// does, since 1.9).
+constexpr absl::Duration kPatience = absl::Milliseconds(10);
+// Whoever has less time than this to wait does not try again before it queues.
+constexpr absl::Duration kTimeToSpin = absl::Milliseconds(1);
 
 absl::Status InvalidField(std::string_view resource, std::string_view field, std::string_view rule,
                           std::string_view value) {
@@ -325,7 +332,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock ManagerCore::AskPlainly(
   LeaseHint hint = 0;
   // By reference, since the answer is large.
   const auto done = [&token, &hint, &other](absl::StatusOr<ObtainReply>&& answer) {
-    if (ABSL_PREDICT_TRUE(answer.ok() && answer->token != 0)) {
+    if (ABSL_PREDICT_TRUE(answer.ok() && answer->token != 0 &&
+                          answer->remaining == absl::InfiniteDuration())) {
       token = answer->token;
       hint = answer->hint;
     } else {
@@ -357,9 +365,22 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
       std::unique_ptr<absl::StatusOr<ObtainReply>> other;
       Lock lock = AskPlainly(shard, resource, id, options, other);
       if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
+      // The lock is likely to be free again before this thread would be asleep.
+      const bool may_spin = barging_ && options.max_attempts == AcquireOptions::kUnlimited &&
+                            options.acquire_timeout >= kTimeToSpin;
+      for (Spin spin; may_spin && other->ok() && (*other)->outcome == ObtainOutcome::kDenied &&
+                      spin.Again();) {
+        other.reset();
+        lock = AskPlainly(shard, resource, id, options, other);
+        if (other == nullptr) return lock;
+      }
       if (!other->ok()) return other->status();
       Plan plan;
       if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
+      if ((*other)->token != 0) {
+        shard.Ref();
+        return Granted(shard, resource, id, plan, absl::InfinitePast(), **other);
+      }
       return AcquireSlowly(shard, resource, plan, options, id, *std::move(*other),
                            absl::InfinitePast());
     }
@@ -408,19 +429,20 @@ absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const Resource
                                                 const Plan& plan, const AcquireOptions& options,
                                                 AcquisitionId id, std::optional<ObtainReply> first,
                                                 absl::Time asked_at) {
-  absl::Notification ready;
+  Blocker blocker;
   absl::StatusOr<Lock> result = absl::StatusOr<Lock>(Lock());
-  auto waiter = RefPtr<Waiter>::Adopt(
-      new Waiter(&shard, resource, plan, options, [&ready, &result](absl::StatusOr<Lock> outcome) {
-        result = std::move(outcome);
-        ready.Notify();
-      }));
+  auto waiter = RefPtr<Waiter>::Adopt(new Waiter(&shard, resource, plan, options,
+                                                 [&blocker, &result](absl::StatusOr<Lock> outcome) {
+                                                   result = std::move(outcome);
+                                                   blocker.SetReady();
+                                                 }));
   waiter->id = id;
   waiter->direct = true;
+  if (barging_ && capabilities_.answers_at_once) waiter->blocker = &blocker;
   waiter->asked_at = asked_at;
   if (first) waiter->answer = *std::move(first);
-  Enqueue(std::move(waiter));
-  ready.WaitForNotification();
+  Enqueue(waiter);
+  while (blocker.Wait() == Blocker::kNudged) Compete(waiter);
   return result;
 }
 
@@ -1036,6 +1058,24 @@ void ManagerCore::Ask(RefPtr<Waiter> waiter) {
   });
 }
 
+void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
+  Waiter& w = *waiter;
+  {
+    absl::MutexLock lock(&w.shard->mu);
+    // It is out of the queue, or somebody asks for it.
+    if (w.queue == nullptr || w.asking) return;
+    w.asking = true;
+    w.ask_due = false;
+    w.asked_at = clock_.Now();
+  }
+  const ObtainRequest request = RequestOf(w.name, w.id, w.plan);
+  absl::StatusOr<ObtainReply> answer = AskNow(request);
+  for (Spin spin; answer.ok() && answer->outcome == ObtainOutcome::kDenied && spin.Again();) {
+    answer = AskNow(request);
+  }
+  OnAnswer(waiter, std::move(answer));
+}
+
 void ManagerCore::OnAnswer(const RefPtr<Waiter>& waiter, absl::StatusOr<ObtainReply> answer) {
   Waiter& w = *waiter;
   bool withdraw = false;
@@ -1169,6 +1209,11 @@ void ManagerCore::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event)
     if (event.kind == WatchEventKind::kDisplaced) {
       waiter->reserved = false;
     } else if (event.kind != WatchEventKind::kHoldEnded) {
+      return;
+    } else if (waiter->blocker != nullptr && !waiter->asking &&
+               clock_.Now() - waiter->enqueued < kPatience) {
+      // A lock that is handed to a thread which has yet to wake up stands idle meanwhile.
+      waiter->blocker->Nudge();
       return;
     }
     waiter->ask_due = true;

@@ -32,6 +32,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/internal/wait_graph.h"
@@ -85,6 +86,8 @@ struct Waiter : RefCounted<Waiter> {
   absl::Time enqueued;
   // Does `done` signal a blocked thread? Then it is called directly.
   bool direct = false;
+  // That thread's, if it competes for the lock itself when woken.
+  Blocker* blocker = nullptr;
 
   // Gives back what its set holds when somebody of higher priority wants that.
   bool gives_way = false;
@@ -323,6 +326,8 @@ class ManagerCore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void PollAt(Waiter& waiter, absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void Ask(RefPtr<Waiter> waiter);
+  // On a thread that was nudged: tries to take the lock before somebody else does.
+  void Compete(const RefPtr<Waiter>& waiter);
   void OnAnswer(const RefPtr<Waiter>& waiter, absl::StatusOr<ObtainReply> answer);
   void OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event);
 

@@ -1,0 +1,86 @@
+// Blocker is how a blocked Acquire waits: for its result, or for a nudge to try for itself.
+//
+// Thread safety: Wait and Spin by one thread, the rest by any. The blocker may be destroyed as soon
+// as Wait has said kReady.
+#ifndef LATCHKEY_CORE_INTERNAL_BLOCKER_H_
+#define LATCHKEY_CORE_INTERNAL_BLOCKER_H_
+
+#include <atomic>
+#include <thread>
+
+namespace latchkey::internal {
+
+// Tells the processor that this is a spin loop.
+inline void SpinPause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Pauses between attempts at something that is taken for a short time as a rule: each time twice as
+// long, since every attempt slows the holder down; then it lets other threads run; then it is over,
+// after a few microseconds in all.
+class Spin {
+ public:
+  // False: enough; sleep instead.
+  bool Again() {
+    if (round_ < kPauses) {
+      for (int i = 0; i < (1 << round_); ++i) SpinPause();
+      ++round_;
+      return true;
+    }
+    if (round_ == kPauses + kYields) return false;
+    ++round_;
+    std::this_thread::yield();
+    return true;
+  }
+
+ private:
+  static constexpr int kPauses = 6;
+  static constexpr int kYields = 1;
+  int round_ = 0;
+};
+
+class Blocker {
+ public:
+  enum Word { kReady, kNudged };
+
+  // Waits until SetReady or Nudge was called. A nudge counts once, however often it was given.
+  Word Wait() {
+    // Who is next when the lock is handed over is told within a microsecond as a rule. To sleep and
+    // be woken takes tens of them.
+    for (int i = 0; i < kSpins && bits_.load(std::memory_order_relaxed) == 0; ++i) SpinPause();
+    for (;;) {
+      const int bits = bits_.load(std::memory_order_acquire);
+      if ((bits & kReadyBit) != 0) return kReady;
+      if ((bits & kNudgedBit) != 0) {
+        bits_.fetch_and(~kNudgedBit, std::memory_order_acquire);
+        return kNudged;
+      }
+      bits_.wait(0, std::memory_order_acquire);
+    }
+  }
+
+  // After this, the blocker may be gone.
+  void SetReady() { Set(kReadyBit); }
+  // Only while something else keeps the blocker from becoming ready.
+  void Nudge() { Set(kNudgedBit); }
+
+ private:
+  static constexpr int kReadyBit = 1;
+  static constexpr int kNudgedBit = 2;
+  static constexpr int kSpins = 50;
+
+  void Set(int bit) {
+    // Waking looks at the address only, so it does not matter if the waiter has left by then.
+    if (bits_.fetch_or(bit, std::memory_order_acq_rel) == 0) bits_.notify_one();
+  }
+
+  std::atomic<int> bits_ = 0;
+};
+
+}  // namespace latchkey::internal
+
+#endif  // LATCHKEY_CORE_INTERNAL_BLOCKER_H_
