@@ -6,8 +6,10 @@
 // expiry, policies. "Time" is real time for each acquire and release, summed over all threads. On a
 // machine that others use, compare lines of one run only, and look at the median of repetitions
 // (--benchmark_repetitions=9 --benchmark_enable_random_interleaving=true).
+#include <coroutine>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,12 +18,14 @@
 #include <vector>
 
 #include "absl/log/check.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "benchmark/benchmark.h"
 #include "benchmarks/harness.h"
 #include "benchmarks/peers.h"
+#include "latchkey/core/coroutine.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/memory_backend/memory_backend.h"
 
@@ -195,13 +199,62 @@ class CallbackRing {
   int64_t left_ = 0;
 };
 
-void Waiters(benchmark::State& state, int waiters) {
+void CallbackWaiters(benchmark::State& state, int waiters) {
   LockManager manager = NewManager();
   CallbackRing ring(manager, Key(12345));
   while (state.KeepRunningBatch(state.max_iterations)) {
     ring.Start(waiters, static_cast<int64_t>(state.max_iterations));
   }
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations()));
+}
+
+// A coroutine that nobody awaits and that ends by itself.
+struct Detached {
+  struct promise_type {
+    Detached get_return_object() { return {}; }
+    std::suspend_never initial_suspend() noexcept { return {}; }
+    std::suspend_never final_suspend() noexcept { return {}; }
+    void return_void() {}
+    void unhandled_exception() { std::terminate(); }
+  };
+};
+
+// Takes its turn again and again until there are none left.
+Detached TakeTurns(LockManager& manager, const std::string& key, int64_t& left) {
+  while (left > 0) {
+    absl::StatusOr<Lock> lock = co_await manager.CoAcquire(key);
+    CHECK_OK(lock);
+    if (left > 0) --left;
+  }
+}
+
+// Coroutines that queue on one key: one iteration is one hand-over, with `count - 1` waiting all
+// the time.
+void Waiters(benchmark::State& state, int waiters) {
+  LockManager manager = NewManager();
+  const std::string key = Key(12345);
+  while (state.KeepRunningBatch(state.max_iterations)) {
+    absl::StatusOr<Lock> first = manager.Acquire(key);
+    CHECK_OK(first);
+    int64_t left = static_cast<int64_t>(state.max_iterations);
+    for (int i = 0; i < waiters; ++i) TakeTurns(manager, key, left);
+    CHECK_OK(first->Release());
+    CHECK_EQ(left, 0);
+  }
+  state.SetItemsProcessed(static_cast<int64_t>(state.iterations()));
+}
+
+void RunBody(benchmark::State& state) {
+  LockManager manager = NewManager();
+  const std::string key = Key(12345);
+  int64_t entered = 0;
+  for (auto _ : state) {
+    CHECK_OK(manager.Run(key, {}, [&entered](LockContext&) {
+      ++entered;
+      return absl::OkStatus();
+    }));
+  }
+  CHECK_EQ(entered, static_cast<int64_t>(state.iterations()));
 }
 
 // ---- Cost does not grow -------------------------------------------------------------------------
@@ -295,6 +348,8 @@ void RegisterAll() {
 
   Register("Latchkey", "preempt", Preempt);
   Register("Latchkey", "waiters:1000", [](auto& state) { Waiters(state, 1000); });
+  Register("Latchkey", "callback_waiters:1000", [](auto& state) { CallbackWaiters(state, 1000); });
+  Register("Latchkey", "run", RunBody);
   Register("Latchkey", "async", Async);
   Register("Latchkey", "lease:30s",
            [](auto& state) { WithOptions(state, {.lease = absl::Seconds(30)}); });

@@ -443,7 +443,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   static LockRecord RecordOf(const Slot& slot) {
     LockRecord record;
-    LockRecord::Holder& holder = record.holder.emplace();
+    LockRecord::Holder& holder = record.holder.emplace(LockRecord::Holder());
     holder.handles.push_back(slot.handle);
     holder.priority = slot.priority;
     holder.token = slot.token;
