@@ -442,8 +442,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   // ---- The general case ----
 
   static LockRecord RecordOf(const Slot& slot) {
-    LockRecord record;
-    LockRecord::Holder& holder = record.holder.emplace(LockRecord::Holder());
+    LockRecord::Holder holder;
     holder.handles.push_back(slot.handle);
     holder.priority = slot.priority;
     holder.token = slot.token;
@@ -452,6 +451,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       holder.preemptible = slot.extra->preemptible;
       holder.deadline = slot.extra->deadline;
     }
+    LockRecord record;
+    record.holder = std::move(holder);
     return record;
   }
 

@@ -358,7 +358,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock ManagerCore::AskPlainly(
 absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
                                           const AcquireOptions& options) {
   if (ABSL_PREDICT_TRUE(IsPlain(options) && !resource.empty() && !CallbackScope::Active() &&
-                        !options.cancel.stop_requested())) {
+                        current_owner == nullptr && !options.cancel.stop_requested())) {
     CoreShard& shard = ShardOf(resource);
     if (ABSL_PREDICT_TRUE(shard.waiting.load(std::memory_order_relaxed) == 0 || barging_)) {
       const AcquisitionId id = AcquisitionId::Next();
@@ -1067,6 +1067,7 @@ void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
     w.asking = true;
     w.ask_due = false;
     w.asked_at = clock_.Now();
+    if (graph_ != nullptr) w.graph_time = graph_->Now();
   }
   const ObtainRequest request = RequestOf(w.name, w.id, w.plan);
   absl::StatusOr<ObtainReply> answer = AskNow(request);
