@@ -31,6 +31,7 @@ set border 3 lc rgb '#555555'
 set tics nomirror out
 set xtics rotate by -18 left noenhanced
 set rmargin 8
+set bmargin 5
 set key outside top center horizontal samplen 1.5 {key}
 """
 
