@@ -11,7 +11,7 @@
 // Resumption: at once, without suspending, if there is nothing to wait for; else on the executor
 // (the manager's for locks), which by default is the thread that brings the news, through a
 // trampoline: a chain of 100,000 resumptions uses constant stack at every level of optimisation.
-// No allocation is made unless the coroutine has to wait.
+// CoAcquire makes no allocation unless it has to wait.
 //
 // Cancellation: destroying a coroutine that waits here ends the wait; whatever was granted
 // meanwhile is given back. As with every coroutine, it must not be destroyed while another thread
