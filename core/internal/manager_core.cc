@@ -408,6 +408,7 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
     YieldToQueue(shard, resource, request);
     absl::StatusOr<ObtainReply> answer = AskNow(request);
     if (ABSL_PREDICT_FALSE(!answer.ok())) {
+      NoteDenied(resource, plan, answer.status());
       shard.Unref();
       return answer.status();
     }
@@ -464,7 +465,10 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
   ObtainRequest request = RequestOf(resource, attempt.id, plan);
   YieldToQueue(shard, resource, request);
   absl::StatusOr<ObtainReply> answer = AskNow(request);
-  if (!answer.ok()) return answer.status();
+  if (!answer.ok()) {
+    NoteDenied(resource, plan, answer.status());
+    return answer.status();
+  }
   if (answer->token == 0) {
     attempt.first = *std::move(answer);
     return std::nullopt;
@@ -566,16 +570,26 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
     if (ReasonOf(answer.status()) == Reason::kBackendUnknown) {
       backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
     }
+    NoteDenied(resource, plan, answer.status());
     return answer.status();
   }
   if (answer->token == 0) {
-    return HeldByOther(resource, *answer);
+    absl::Status held = HeldByOther(resource, *answer);
+    NoteDenied(resource, plan, held);
+    return held;
   }
   if (Observer* const seen = observer()) {
     seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
   }
   shard.Ref();
   return Granted(shard, resource, id, plan, asked_at, *answer);
+}
+
+void ManagerCore::NoteDenied(const ResourceName& resource, const Plan& plan,
+                             const absl::Status& why) {
+  if (Observer* const seen = observer()) {
+    seen->OnDenied({resource, plan.owner, plan.priority, {}}, absl::ZeroDuration(), why);
+  }
 }
 
 absl::Status ManagerCore::HeldByOther(std::string_view resource, const ObtainReply& answer) {
@@ -720,6 +734,7 @@ void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
       pending_.fetch_add(1, std::memory_order_relaxed);
       length = static_cast<int64_t>(queue.order.size());
       if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
+      queue.holder_priority.reset();  // So that it asks, if it may preempt.
       if (w.answer) {
         std::optional<absl::StatusOr<ObtainReply>> answer;
         std::swap(answer, w.answer);
@@ -853,7 +868,7 @@ void ManagerCore::Complete(Finished finished) {
     const absl::Duration waited = clock_.Now() - waiter.enqueued;
     if (finished.result.ok()) {
       seen->OnAcquired(who, waited);
-    } else {
+    } else if (!waiter.gives_way) {  // A set reports for all of its members.
       seen->OnDenied(who, waited, finished.result.status());
     }
   }
@@ -879,7 +894,11 @@ void ManagerCore::Complete(Finished finished) {
 
 Waiter* ManagerCore::ThiefOf(WaitQueue& queue) const {
   for (Waiter* const waiter : queue.by_priority) {
-    if (waiter->plan.reserve_below) return waiter;
+    if (queue.holder_priority && waiter->plan.priority <= *queue.holder_priority) return nullptr;
+    if (waiter->plan.reserve_below &&
+        (!queue.holder_priority || *waiter->plan.reserve_below > *queue.holder_priority)) {
+      return waiter;
+    }
   }
   return nullptr;
 }
@@ -1123,6 +1142,9 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
   }
   waiter.failures = 0;
   waiter.maybe_obtained = false;
+  if (answer->token == 0 && !options_.queue->RanksByPriority()) {
+    waiter.queue->holder_priority = answer->other_priority;
+  }
   switch (answer->outcome) {
     case ObtainOutcome::kObtained:
     case ObtainOutcome::kReentered: {
@@ -1137,6 +1159,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
                          ResourceForMessage(waiter.resource))));
         return;
       }
+      if (!options_.queue->RanksByPriority()) waiter.queue->holder_priority = waiter.plan.priority;
       Finish(waiter, std::move(answer), false);
       return;
     }

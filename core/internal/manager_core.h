@@ -157,6 +157,9 @@ struct WaitQueue {
   // Those that became the successor before they had a place here: they have to be registered, too.
   std::vector<RefPtr<Waiter>> successors;
   std::vector<Finished> finished;
+  // What was heard of the holder last; kept only for orders other than by priority, where nobody
+  // may stand before the head but who could take the lock from that holder.
+  std::optional<Priority> holder_priority;
   bool pumping = false;
 };
 
@@ -287,6 +290,8 @@ class ManagerCore {
   // `options` must outlive the call of `done`.
   using TryCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>, std::optional<ObtainReply>)>;
   void TryAsync(ResourceName resource, const AcquireOptions& options, TryCallback done);
+  // Tells the observer of a request that failed at once.
+  void NoteDenied(const ResourceName& resource, const Plan& plan, const absl::Status& why);
   static absl::Status HeldByOther(std::string_view resource, const ObtainReply& answer);
 
   // For sets that wait. False: the manager is being destroyed.

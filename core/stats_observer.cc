@@ -1,0 +1,118 @@
+#include "latchkey/core/stats_observer.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace latchkey {
+namespace {
+
+void AppendHeader(std::string& text, std::string_view name, std::string_view type,
+                  std::string_view help) {
+  absl::StrAppend(&text, "# HELP ", name, " ", help, "\n# TYPE ", name, " ", type, "\n");
+}
+
+void AppendValue(std::string& text, std::string_view prefix, std::string_view name,
+                 std::string_view type, std::string_view help, int64_t value) {
+  const std::string full = absl::StrCat(prefix, "_", name);
+  AppendHeader(text, full, type, help);
+  absl::StrAppend(&text, full, " ", value, "\n");
+}
+
+void AppendHistogram(std::string& text, std::string_view prefix, std::string_view name,
+                     std::string_view help, const DurationHistogram& histogram) {
+  const std::string full = absl::StrCat(prefix, "_", name);
+  AppendHeader(text, full, "histogram", help);
+  for (size_t i = 0; i < DurationHistogram::kBounds.size(); ++i) {
+    absl::StrAppend(&text, full, "_bucket{le=\"", DurationHistogram::kBounds[i], "\"} ",
+                    histogram.CountUpTo(i), "\n");
+  }
+  absl::StrAppend(&text, full, "_bucket{le=\"+Inf\"} ", histogram.count(), "\n", full, "_sum ",
+                  absl::ToDoubleSeconds(histogram.sum()), "\n", full, "_count ", histogram.count(),
+                  "\n");
+}
+
+}  // namespace
+
+void DurationHistogram::Add(absl::Duration duration) {
+  const auto range =
+      std::lower_bound(kBounds.begin(), kBounds.end(), absl::ToDoubleSeconds(duration));
+  if (range != kBounds.end()) {
+    ranges_[range - kBounds.begin()].fetch_add(1, std::memory_order_relaxed);
+  }
+  count_.fetch_add(1, std::memory_order_relaxed);
+  nanoseconds_.fetch_add(absl::ToInt64Nanoseconds(duration), std::memory_order_relaxed);
+}
+
+int64_t DurationHistogram::CountUpTo(size_t i) const {
+  int64_t sum = 0;
+  for (size_t range = 0; range <= i; ++range) {
+    sum += ranges_[range].load(std::memory_order_relaxed);
+  }
+  return sum;
+}
+
+int64_t StatsObserver::denied() const {
+  int64_t sum = 0;
+  for (const Counter& counter : denied_) sum += Read(counter);
+  return sum;
+}
+
+int64_t StatsObserver::waiting() const {
+  absl::MutexLock lock(&mu_);
+  int64_t sum = 0;
+  for (const auto& [resource, length] : queues_) sum += length;
+  return sum;
+}
+
+void StatsObserver::OnAcquired(const Subject&, absl::Duration waited) {
+  Count(acquired_);
+  wait_time_.Add(waited);
+}
+
+void StatsObserver::OnDenied(const Subject&, absl::Duration, const absl::Status& why) {
+  Count(denied_[static_cast<size_t>(ReasonOf(why))]);
+}
+
+void StatsObserver::OnQueueLength(std::string_view resource, int64_t length) {
+  absl::MutexLock lock(&mu_);
+  if (length == 0) {
+    queues_.erase(resource);
+  } else {
+    queues_[resource] = length;
+  }
+}
+
+void StatsObserver::OnPreempted(const Subject&, Priority) { Count(preempted_); }
+void StatsObserver::OnStolen(const Subject&) { Count(stolen_); }
+void StatsObserver::OnExpired(const Subject&) { Count(expired_); }
+void StatsObserver::OnLost(const Subject&) { Count(lost_); }
+
+void StatsObserver::OnReleased(const Subject&, absl::Duration held) {
+  Count(released_);
+  hold_time_.Add(held);
+}
+
+std::string StatsObserver::PrometheusText(std::string_view prefix) const {
+  std::string text;
+  AppendValue(text, prefix, "acquired_total", "counter", "Locks granted.", acquired());
+  AppendValue(text, prefix, "released_total", "counter", "Locks given back.", released());
+  AppendValue(text, prefix, "preempted_total", "counter", "Holders asked to yield.", preempted());
+  AppendValue(text, prefix, "stolen_total", "counter", "Locks taken by force.", stolen());
+  AppendValue(text, prefix, "expired_total", "counter", "Locks whose lease ran out.", expired());
+  AppendValue(text, prefix, "lost_total", "counter", "Locks found to be gone.", lost());
+  AppendValue(text, prefix, "held", "gauge", "Locks held now.", held());
+  AppendValue(text, prefix, "waiting", "gauge", "Requests that wait now.", waiting());
+  const std::string denied_name = absl::StrCat(prefix, "_denied_total");
+  AppendHeader(text, denied_name, "counter", "Requests that failed, by reason.");
+  for (size_t i = 0; i < kReasons; ++i) {
+    if (Read(denied_[i]) == 0) continue;
+    absl::StrAppend(&text, denied_name, "{reason=\"", ReasonName(static_cast<Reason>(i)), "\"} ",
+                    Read(denied_[i]), "\n");
+  }
+  AppendHistogram(text, prefix, "wait_seconds", "From the request to the grant.", wait_time_);
+  AppendHistogram(text, prefix, "hold_seconds", "From the grant to the release.", hold_time_);
+  return text;
+}
+
+}  // namespace latchkey

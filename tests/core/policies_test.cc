@@ -1,0 +1,345 @@
+// Every policy and every option changes what happens.
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/numeric/int128.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "latchkey/core/lock_manager.h"
+#include "latchkey/core/policy/admission_policy.h"
+#include "latchkey/core/policy/preemption_policy.h"
+#include "latchkey/core/policy/queue_policy.h"
+#include "latchkey/core/policy/retry_policy.h"
+#include "latchkey/memory_backend/memory_backend.h"
+#include "latchkey/tests/support/lock_manager_fixture.h"
+
+namespace latchkey {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class PoliciesTest : public LockManagerFixture {
+ protected:
+  // Notes in `order_` when it is granted, and releases.
+  void Note(LockManager& locks, std::string name, AcquireOptions options = {}) {
+    locks.AcquireAsync("a", options, [this, name](const absl::StatusOr<Lock>& lock) {
+      order_.push_back(lock.ok() ? name : name + "!");
+    });
+  }
+
+  std::vector<std::string> order_;
+};
+
+// ---- Admission ----
+
+TEST_F(PoliciesTest, AtMostSoManyWaitForOneResourceAndInTotal) {
+  LockManager locks = NewManager({.admission = LimitPending({.per_resource = 2, .in_total = 3})});
+  absl::StatusOr<LockSet> held = locks.AcquireAll({"a", "b", "c"});
+  auto a1 = Ask(locks, "a", {.acquire_timeout = absl::Seconds(1)});
+  auto a2 = Ask(locks, "a");
+  auto a3 = Ask(locks, "a");
+  EXPECT_EQ(ReasonOf(a3->status()), Reason::kTooManyPending);
+  EXPECT_EQ(a3->status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(a3->status().message(), HasSubstr("'a'"));
+  auto b1 = Ask(locks, "b");
+  EXPECT_FALSE(b1->result);
+  EXPECT_EQ(ReasonOf(Ask(locks, "c")->status()), Reason::kTooManyPending) << "three wait in total";
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_TRUE(a1->failed());
+  EXPECT_FALSE(Ask(locks, "a")->result) << "who gave up no longer counts";
+}
+
+TEST_F(PoliciesTest, ALimitOfNothingMeansThatNobodyWaits) {
+  LockManager locks = NewManager({.admission = LimitPending({.per_resource = 0})});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  EXPECT_TRUE(held.ok());
+  EXPECT_EQ(ReasonOf(Ask(locks, "a")->status()), Reason::kTooManyPending);
+  EXPECT_EQ(ReasonOf(Ask(locks, "a", {.priority = 1})->status()), Reason::kTooManyPending);
+  EXPECT_EQ(held->state(), LockState::kHeld);
+}
+
+TEST_F(PoliciesTest, ByDefaultAThousandMayWait) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  for (int i = 0; i < 1000; ++i) EXPECT_FALSE(Ask("a")->result);
+  EXPECT_EQ(ReasonOf(Ask("a")->status()), Reason::kTooManyPending);
+  EXPECT_FALSE(Ask("a", {.admission = AdmitAll()})->result) << "overridden for one request";
+}
+
+TEST_F(PoliciesTest, TheLowestPriorityIsShedWhenTheQueueIsFull) {
+  LockManager locks = NewManager({.admission = ShedLowestPriority({.per_resource = 2})});
+  absl::StatusOr<Lock> held = locks.Acquire("a", {.priority = 100});
+  auto low = Ask(locks, "a", {.priority = 1});
+  auto middle = Ask(locks, "a", {.priority = 5});
+  auto equal = Ask(locks, "a", {.priority = 1});
+  EXPECT_EQ(ReasonOf(equal->status()), Reason::kTooManyPending);
+  auto high = Ask(locks, "a", {.priority = 9});
+  EXPECT_EQ(ReasonOf(low->status()), Reason::kTooManyPending);
+  EXPECT_FALSE(middle->result);
+  EXPECT_FALSE(high->result);
+}
+
+// ---- Queue order ----
+
+TEST_F(PoliciesTest, FifoIgnoresPriority) {
+  LockManager locks = NewManager({.queue = FifoQueue(), .preemption = NeverPreempt()});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  Note(locks, "first", {.priority = 1});
+  Note(locks, "second", {.priority = 9});
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_THAT(order_, ElementsAre("first", "second"));
+}
+
+TEST_F(PoliciesTest, AgeingLetsNobodyStarve) {
+  LockManager locks = NewManager({.queue = AgeingQueue({.step = absl::Seconds(1)})});
+  absl::StatusOr<Lock> held = locks.Acquire("a", {.priority = 100});
+  Note(locks, "old", {.priority = 1});
+  clock_.AdvanceBy(absl::Seconds(5));
+  Note(locks, "a little more urgent", {.priority = 4});
+  Note(locks, "much more urgent", {.priority = 9});
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_THAT(order_, ElementsAre("much more urgent", "old", "a little more urgent"));
+}
+
+TEST_F(PoliciesTest, SkipQueueGoesToTheFrontOfItsPriority) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.priority = 100});
+  Note(locks_, "high", {.priority = 2});
+  Note(locks_, "first", {.priority = 1});
+  Note(locks_, "jumps", {.priority = 1, .skip_queue = true});
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_THAT(order_, ElementsAre("high", "jumps", "first"));
+}
+
+TEST_F(PoliciesTest, BargingIsRefusedWhereTheBackendCannot) {
+  class Strict : public LockingProtocol {
+   public:
+    void Obtain(const ObtainRequest&, ObtainCallback) override {}
+    void Release(const HoldRef&, ReleaseCallback) override {}
+    void Extend(const HoldRef&, absl::Duration, ExtendCallback) override {}
+    Subscription Watch(const WatchRequest&, WatchCallback) override { return {}; }
+    const BackendCapabilities& capabilities() const override { return capabilities_; }
+
+   private:
+    BackendCapabilities capabilities_{.name = "strict", .barging = false};
+  };
+  const auto create = [](bool barging) {
+    return LockManager::Create(std::make_shared<Strict>(),
+                               {.queue = PriorityQueue({.barging = barging})})
+        .status();
+  };
+  EXPECT_EQ(ReasonOf(create(true)), Reason::kNotSupported);
+  EXPECT_THAT(create(true).message(), HasSubstr("'strict'"));
+  EXPECT_TRUE(create(false).ok());
+}
+
+// The last come is first: what a user's own order takes.
+class LastInFirstOut : public QueuePolicy {
+ public:
+  absl::int128 Rank(const WaitingRequest& request) const override {
+    return -absl::int128(absl::ToUnixNanos(request.enqueued));
+  }
+};
+
+TEST_F(PoliciesTest, AQueuePolicyOfOnesOwnTakesOneSmallClass) {
+  LockManager locks = NewManager({.queue = std::make_shared<LastInFirstOut>()});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  for (const char* name : {"1", "2", "3"}) {
+    Note(locks, name);
+    clock_.AdvanceBy(absl::Seconds(1));
+  }
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_THAT(order_, ElementsAre("3", "2", "1"));
+}
+
+// ---- Preemption ----
+
+TEST_F(PoliciesTest, NeverPreemptOnlyOrdersTheQueue) {
+  LockManager locks = NewManager({.preemption = NeverPreempt()});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  auto low = Ask(locks, "a", {.priority = 1});
+  auto high = Ask(locks, "a", {.priority = 9});
+  EXPECT_EQ(held->state(), LockState::kHeld);
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_TRUE(high->granted());
+  EXPECT_FALSE(low->result);
+}
+
+TEST_F(PoliciesTest, AMarginProtectsHoldersThatAreAlmostAsUrgent) {
+  LockManager locks = NewManager({.preemption = PreemptByMargin(10)});
+  absl::StatusOr<Lock> held = locks.Acquire("a", {.priority = 5});
+  auto near = Ask(locks, "a", {.priority = 14});
+  EXPECT_EQ(held->state(), LockState::kHeld);
+  auto far = Ask(locks, "a", {.priority = 15});
+  EXPECT_EQ(held->state(), LockState::kYielding);
+}
+
+TEST_F(PoliciesTest, ForceAfterTakesOverAfterTheGrace) {
+  LockManager locks = NewManager({.preemption = ForceAfter(absl::Seconds(3))});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  std::stop_token stop = held->stop_token();
+  auto thief = Ask(locks, "a", {.priority = 1});
+  auto patient = Ask(locks, "b");
+  clock_.AdvanceBy(absl::Seconds(3) - absl::Nanoseconds(1));
+  EXPECT_FALSE(thief->result);
+  clock_.AdvanceBy(absl::Nanoseconds(1));
+  EXPECT_TRUE(thief->granted());
+  EXPECT_EQ(held->state(), LockState::kStolen);
+}
+
+TEST_F(PoliciesTest, ARequestMayOverrideThePreemptionOfItsManager) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  auto polite = Ask("a", {.priority = 9, .preemption = NeverPreempt()});
+  EXPECT_EQ(held->state(), LockState::kHeld);
+  LockManager forceful = NewManager({.preemption = ForceAfter(absl::Seconds(1))});
+  auto acknowledged =
+      Ask(forceful, "a", {.priority = 10, .preemption_grace = absl::InfiniteDuration()});
+  clock_.AdvanceBy(absl::Hours(1));
+  EXPECT_FALSE(acknowledged->result);
+}
+
+// Holders may be preempted at night only: what a user's own rule takes.
+class AtNight : public PreemptionPolicy {
+ public:
+  explicit AtNight(const bool& night) : night_(night) {}
+  PreemptionDecision Decide(Priority priority) const override {
+    if (!night_) return {};
+    return {.reserve_below = priority, .grace = absl::Seconds(10)};
+  }
+
+ private:
+  const bool& night_;
+};
+
+TEST_F(PoliciesTest, APreemptionPolicyOfOnesOwnTakesOneSmallClass) {
+  bool night = false;
+  LockManager locks = NewManager({.preemption = std::make_shared<AtNight>(night)});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  auto day = Ask(locks, "a", {.priority = 1});
+  EXPECT_EQ(held->state(), LockState::kHeld);
+  night = true;
+  auto thief = Ask(locks, "a", {.priority = 2});
+  EXPECT_EQ(held->state(), LockState::kYielding);
+  EXPECT_EQ(held->remaining(), absl::Seconds(10));
+}
+
+// ---- Retry ----
+
+TEST_F(PoliciesTest, BackOffGrowsIsBoundedAndHasJitter) {
+  const auto policy = ExponentialBackoff(
+      {.initial = absl::Milliseconds(100), .max = absl::Seconds(1), .multiplier = 2});
+  const auto delay = [&](int attempts, double random,
+                         absl::Duration lease = absl::InfiniteDuration()) {
+    return policy->Delay({.attempts = attempts, .remaining_lease = lease, .random = random});
+  };
+  EXPECT_EQ(delay(1, 0.5), absl::Milliseconds(50));
+  EXPECT_EQ(delay(2, 0.5), absl::Milliseconds(100));
+  EXPECT_EQ(delay(3, 0.5), absl::Milliseconds(200));
+  EXPECT_EQ(delay(100, 0.5), absl::Milliseconds(500));
+  EXPECT_EQ(delay(1, 0), absl::ZeroDuration());
+  EXPECT_EQ(delay(100, 0.5, absl::Milliseconds(100)), absl::Milliseconds(105));
+  EXPECT_EQ(FixedDelay(absl::Seconds(2))->Delay({.attempts = 7}), absl::Seconds(2));
+  EXPECT_EQ(NoRetry()->Delay({}), absl::InfiniteDuration());
+}
+
+// ---- Options of one request ----
+
+TEST_F(PoliciesTest, EveryInt64IsAPriority) {
+  constexpr Priority kLowest = std::numeric_limits<Priority>::min();
+  constexpr Priority kHighest = std::numeric_limits<Priority>::max();
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.priority = kLowest});
+  auto above = Ask("a", {.priority = kLowest + 1});
+  EXPECT_EQ(held->state(), LockState::kYielding);
+  ASSERT_TRUE(held->Release().ok());
+  auto highest = Ask("a", {.priority = kHighest});
+  EXPECT_EQ(above->lock().state(), LockState::kYielding);
+  above->result.reset();
+  auto equal = Ask("a", {.priority = kHighest});
+  EXPECT_EQ(highest->lock().state(), LockState::kHeld);
+}
+
+TEST_F(PoliciesTest, AHoldThatIsNotPreemptibleIsNeverAskedToYield) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.preemptible = false});
+  auto thief = Ask("a", {.priority = 9, .preemption_grace = absl::Seconds(1)});
+  clock_.AdvanceBy(absl::Hours(1));
+  EXPECT_EQ(held->state(), LockState::kHeld);
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(PoliciesTest, WithOneAttemptARequestThatWouldQueueFailsAtOnce) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "bob", .priority = 3});
+  auto denied = Ask("a", {.max_attempts = 1});
+  EXPECT_EQ(ReasonOf(denied->status()), Reason::kAttemptsExhausted);
+  EXPECT_EQ(denied->status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(denied->status().message(), HasSubstr("'a'"));
+  EXPECT_THAT(denied->status().message(), HasSubstr("'bob' with priority 3"));
+  auto reserves = Ask("a", {.priority = 4, .max_attempts = 1});
+  EXPECT_FALSE(reserves->result) << "a reservation is no denial, and its polls do not count";
+}
+
+TEST_F(PoliciesTest, AttemptsAreCountedEachTimeThatTheBackendDenies) {
+  absl::StatusOr<Lock> first = locks_.Acquire("a");
+  LockManager other = NewManager();
+  auto ahead = Ask(other, "a");
+  auto two = Ask("a", {.max_attempts = 2});
+  EXPECT_FALSE(two->result);
+}
+
+TEST_F(PoliciesTest, ATimeoutOfNothingDoesNotWait) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  EXPECT_EQ(ReasonOf(locks_.Acquire("a", {.acquire_timeout = absl::ZeroDuration()}).status()),
+            Reason::kAcquireTimeout);
+  EXPECT_TRUE(locks_.Acquire("b", {.acquire_timeout = absl::ZeroDuration()}).ok());
+}
+
+TEST_F(PoliciesTest, AutoRenewKeepsAFiniteLease) {
+  absl::StatusOr<Lock> kept = locks_.Acquire("a", {.lease = absl::Seconds(5), .auto_renew = true});
+  absl::StatusOr<Lock> left = locks_.Acquire("b", {.lease = absl::Seconds(5)});
+  clock_.AdvanceBy(absl::Minutes(1));
+  EXPECT_EQ(kept->state(), LockState::kHeld);
+  EXPECT_EQ(left->state(), LockState::kExpired);
+}
+
+TEST_F(PoliciesTest, MaxHoldEndsAHoldWithoutALease) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.max_hold = absl::Seconds(7)});
+  EXPECT_EQ(held->remaining(), absl::Seconds(7));
+  auto next = Ask("a");
+  clock_.AdvanceBy(absl::Seconds(7));
+  EXPECT_EQ(held->state(), LockState::kExpired);
+  EXPECT_TRUE(next->granted());
+}
+
+// ---- Messages ----
+
+TEST_F(PoliciesTest, EveryFailureNamesTheResourceTheHolderAndTheReason) {
+  absl::StatusOr<Lock> held = locks_.Acquire("the thing", {.owner = "bob", .priority = 3});
+  std::stop_source cancel;
+  std::vector<absl::Status> failures = {
+      locks_.TryAcquire("the thing").status(),
+      locks_.Acquire("the thing", {.acquire_timeout = absl::ZeroDuration()}).status(),
+      Ask("the thing", {.max_attempts = 1})->status(),
+      AskAll({"the thing", "x"}, {.acquire_timeout = absl::ZeroDuration()})->status(),
+  };
+  auto timeout = Ask("the thing", {.acquire_timeout = absl::Seconds(1)});
+  auto cancelled = Ask("the thing", {.cancel = cancel.get_token()});
+  clock_.AdvanceBy(absl::Seconds(1));
+  cancel.request_stop();
+  failures.push_back(timeout->status());
+  failures.push_back(cancelled->status());
+  for (const absl::Status& failure : failures) {
+    EXPECT_NE(ReasonOf(failure), Reason::kNone) << failure;
+    EXPECT_THAT(failure.message(), HasSubstr("'the thing'"));
+    EXPECT_THAT(failure.message(), HasSubstr("'bob' with priority 3"));
+  }
+}
+
+}  // namespace
+}  // namespace latchkey
