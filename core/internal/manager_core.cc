@@ -29,6 +29,10 @@ constexpr absl::Duration kPatience = absl::Milliseconds(10);
 // Whoever has less time than this to wait does not try again before it queues.
 constexpr absl::Duration kTimeToSpin = absl::Milliseconds(1);
 
+// When a request was sent, if the clock was not read for it: the backend answers at once, and the
+// lease asked for has no end.
+constexpr absl::Time kUntimed = absl::UnixEpoch();
+
 absl::Status InvalidField(std::string_view resource, std::string_view field, std::string_view rule,
                           std::string_view value) {
   return MakeError(Reason::kInvalidArgument,
@@ -293,10 +297,9 @@ void ManagerCore::RunUser(absl::AnyInvocable<void()> task) {
 Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id,
                           const Plan& plan, absl::Time sent, const ObtainReply& reply) {
   absl::Duration remaining = reply.remaining;
-  if (!NeedsHold(plan)) {
-    if (ABSL_PREDICT_TRUE(remaining == absl::InfiniteDuration())) {
-      return Lock(&shard, id, reply.token, reply.hint);
-    }
+  if (ABSL_PREDICT_TRUE(remaining == absl::InfiniteDuration())) {
+    if (!NeedsHold(plan)) return Lock(&shard, id, reply.token, reply.hint);
+  } else if (ABSL_PREDICT_FALSE(sent == kUntimed)) {
     // It re-entered a hold that ends, so the time matters after all. Asking again is idempotent.
     sent = clock_.Now();
     const absl::StatusOr<ObtainReply> again = AskNow(RequestOf(resource, id, plan));
@@ -379,10 +382,9 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
       if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
       if ((*other)->token != 0) {
         shard.Ref();
-        return Granted(shard, resource, id, plan, absl::InfinitePast(), **other);
+        return Granted(shard, resource, id, plan, kUntimed, **other);
       }
-      return AcquireSlowly(shard, resource, plan, options, id, *std::move(*other),
-                           absl::InfinitePast());
+      return AcquireSlowly(shard, resource, plan, options, id, *std::move(*other), kUntimed);
     }
   }
   return AcquireGenerally(resource, options);
@@ -528,7 +530,8 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
   CoreShard& shard = ShardOf(resource);
   const AcquisitionId id = AcquisitionId::Next();
   const absl::Time asked_at =
-      plan.lease != absl::InfiniteDuration() ? clock_.Now() : absl::UnixEpoch();
+      plan.lease != absl::InfiniteDuration() || !capabilities_.answers_at_once ? clock_.Now()
+                                                                               : kUntimed;
 
   // The answer may come after this call has returned, if it is given up.
   struct Shared : RefCounted<Shared> {
@@ -612,7 +615,8 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
   shard.Ref();
   const AcquisitionId id = AcquisitionId::Next();
   const absl::Time asked_at =
-      plan.lease != absl::InfiniteDuration() ? clock_.Now() : absl::UnixEpoch();
+      plan.lease != absl::InfiniteDuration() || !capabilities_.answers_at_once ? clock_.Now()
+                                                                               : kUntimed;
   backend_->Obtain(
       RequestOf(resource, id, plan),
       [this, &shard, name = std::string(resource.bytes()), hashed = resource, id, plan,
@@ -1065,10 +1069,9 @@ void ManagerCore::Ask(RefPtr<Waiter> waiter) {
   Waiter& w = *waiter;
   const bool timed = !capabilities_.answers_at_once || w.plan.lease != absl::InfiniteDuration() ||
                      w.plan.grace.has_value();
-  const absl::Time sent = timed ? clock_.Now() : absl::UnixEpoch();
   {
     absl::MutexLock lock(&w.shard->mu);
-    w.asked_at = sent;
+    w.asked_at = timed || w.time_matters ? clock_.Now() : kUntimed;
     if (graph_ != nullptr) w.graph_time = graph_->Now();
   }
   const ObtainRequest request = RequestOf(w.name, w.id, w.plan);
@@ -1148,6 +1151,12 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
   switch (answer->outcome) {
     case ObtainOutcome::kObtained:
     case ObtainOutcome::kReentered: {
+      if (answer->remaining != absl::InfiniteDuration() && waiter.asked_at == kUntimed) {
+        // It re-entered a hold that ends. Asking again is idempotent, and tells by when.
+        waiter.time_matters = true;
+        waiter.ask_due = true;
+        return;
+      }
       const absl::Time until = ValidUntil(waiter.asked_at, answer->remaining);
       if (until != absl::InfiniteFuture() && until <= clock_.Now()) {
         // The answer took as long as the lease: whatever it says is over. Asking again is

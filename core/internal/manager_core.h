@@ -101,6 +101,7 @@ struct Waiter : RefCounted<Waiter> {
   bool looking = false;   // The next answer belongs to an attempt that was counted already.
   bool reserved = false;  // It is the successor of a holder, as far as it has heard.
   bool ever_reserved = false;
+  bool time_matters = false;    // Although it asks for a lease without end: the answer has one.
   bool maybe_obtained = false;  // An answer was lost: the backend may think that it holds.
   bool in_graph = false;
   uint64_t graph_time = 0;  // When it was asked last, see WaitGraph::Now().

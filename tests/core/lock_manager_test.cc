@@ -247,6 +247,30 @@ TEST_F(LockManagerTest, ReenteringAHoldThatEndsEndsWithIt) {
   EXPECT_EQ(outer->state(), LockState::kExpired);
 }
 
+TEST_F(LockManagerTest, AWaiterReentersAHoldThatEnds) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "another", .priority = 3});
+  const auto inner = Ask("a", {.owner = "me", .priority = 2});
+  const auto outer = Ask("a", {.owner = "me", .priority = 3, .lease = absl::Seconds(10)});
+  EXPECT_TRUE(held->Release().ok());
+  ASSERT_TRUE(outer->granted());
+  // The other request of the same owner need not wait for the first to leave.
+  ASSERT_TRUE(inner->granted());
+  EXPECT_EQ(inner->lock().remaining(), absl::Seconds(10));
+  clock_.AdvanceBy(absl::Seconds(10));
+  EXPECT_EQ(inner->lock().state(), LockState::kExpired);
+}
+
+TEST_F(LockManagerTest, ReenteringAHoldThatEndsUnderAnObserver) {
+  LockManager observed = NewManager({.observer = std::make_shared<Observer>()});
+  absl::StatusOr<Lock> outer = observed.Acquire("a", {.owner = "me", .lease = absl::Seconds(10)});
+  absl::StatusOr<Lock> inner = observed.Acquire("a", {.owner = "me"});
+  ASSERT_TRUE(inner.ok());
+  EXPECT_EQ(inner->remaining(), absl::Seconds(10));
+  absl::StatusOr<Lock> tried = observed.TryAcquire("a", {.owner = "me"});
+  ASSERT_TRUE(tried.ok());
+  EXPECT_EQ(tried->remaining(), absl::Seconds(10));
+}
+
 TEST_F(LockManagerTest, TimeoutFreesThePlaceAtOnce) {
   absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "bob"});
   auto pending = Ask("a", {.acquire_timeout = absl::Seconds(1)});
