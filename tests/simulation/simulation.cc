@@ -1,0 +1,985 @@
+#include "latchkey/tests/simulation/simulation.h"
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <stop_token>
+#include <utility>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "latchkey/backends/quorum/quorum_backend.h"
+#include "latchkey/core/lock_error.h"
+#include "latchkey/core/lock_manager.h"
+#include "latchkey/memory_backend/memory_backend.h"
+#include "latchkey/tests/support/simulated_clock.h"
+
+namespace latchkey {
+namespace {
+
+constexpr absl::Duration kMargin = absl::Milliseconds(20);
+constexpr double kDrift = 0.01;
+constexpr absl::Duration kAnswerTimeout = absl::Milliseconds(500);
+// The last priority: whoever has it comes before all others.
+constexpr Priority kHighest = 1000;
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  // SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+  uint64_t Next() {
+    uint64_t z = state_ += 0x9e3779b97f4a7c15;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+  }
+  int Int(int low, int high) { return low + static_cast<int>(Next() % (high - low + 1)); }
+  bool OneIn(int n) { return Next() % n == 0; }
+  absl::Duration Between(absl::Duration low, absl::Duration high) {
+    return low + absl::Milliseconds(Next() % (absl::ToInt64Milliseconds(high - low) + 1));
+  }
+
+ private:
+  uint64_t state_;
+};
+
+std::string ResourceOf(int number) { return absl::StrCat("r", number); }
+
+// Runs `after` after each timer, so that everything is checked after every event.
+class ObservedClock : public Clock {
+ public:
+  ObservedClock(SimulatedClock& clock, std::function<void()> after)
+      : clock_(clock), after_(std::move(after)) {}
+
+  absl::Time Now() override { return clock_.Now(); }
+  TimerId RunAt(absl::Time when, absl::AnyInvocable<void()> callback) override {
+    return clock_.RunAt(when, [this, callback = std::move(callback)]() mutable {
+      callback();
+      callback = nullptr;
+      after_();
+    });
+  }
+  bool Cancel(TimerId timer) override { return clock_.Cancel(timer); }
+
+ private:
+  SimulatedClock& clock_;
+  const std::function<void()> after_;
+};
+
+// Looks at what a server grants.
+class Tap : public LockingProtocol {
+ public:
+  using OnGrant = std::function<void(const ObtainRequest&, const ObtainReply&)>;
+  using OnStep = std::function<void(const ResourceName&)>;
+  using OnSay = std::function<void(AcquisitionId, std::string_view)>;
+
+  Tap(std::shared_ptr<LockingProtocol> backend, OnGrant on_grant, OnStep on_step, OnSay say)
+      : backend_(std::move(backend)),
+        on_grant_(std::move(on_grant)),
+        on_step_(std::move(on_step)),
+        say_(std::move(say)) {}
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    absl::StatusOr<ObtainReply> answer = ObtainReply();
+    backend_->Obtain(request, [&](absl::StatusOr<ObtainReply> reply) {
+      if (reply.ok() && reply->outcome == ObtainOutcome::kObtained) on_grant_(request, *reply);
+      answer = std::move(reply);
+    });
+    if (say_ != nullptr && answer.ok()) {
+      constexpr std::string_view kOutcomes[] = {"obtained", "re-entered", "reserved", "denied"};
+      say_(request.acquisition, absl::StrCat("asks with priority ", request.priority, ": ",
+                                             kOutcomes[static_cast<int>(answer->outcome)]));
+    }
+    on_step_(request.resource);
+    done(std::move(answer));
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    if (say_ != nullptr) say_(hold.acquisition, "releases");
+    backend_->Release(hold, std::move(done));
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    backend_->Extend(hold, lease, std::move(done));
+  }
+  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
+    backend_->Confirm(hold, token, std::move(done));
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    if (say_ == nullptr) return backend_->Watch(request, std::move(on_event));
+    say_(request.acquisition, "watches");
+    return backend_->Watch(
+        request, [say = say_, id = request.acquisition,
+                  on_event = std::move(on_event)](const WatchEvent& event) mutable {
+          constexpr std::string_view kKinds[] = {"yield requested", "yield withdrawn", "hold ended",
+                                                 "displaced"};
+          say(id, absl::StrCat("is told: ", kKinds[static_cast<int>(event.kind)]));
+          on_event(event);
+        });
+  }
+  const BackendCapabilities& capabilities() const override { return backend_->capabilities(); }
+  void Inspect(std::optional<ResourceName> resource,
+               absl::FunctionRef<void(const ResourceState&)> visitor) const override {
+    backend_->Inspect(resource, visitor);
+  }
+
+ private:
+  const std::shared_ptr<LockingProtocol> backend_;
+  const OnGrant on_grant_;
+  const OnStep on_step_;
+  const OnSay say_;
+};
+
+// The resource that locks protect: it refuses a token smaller than one it has seen.
+struct Protected {
+  FencingToken largest = 0;
+  FencingToken last_entered = 0;
+};
+
+struct Client {
+  int number = 0;
+  std::vector<std::shared_ptr<FaultInjectingProtocol>> links;
+  Clock* clock = nullptr;
+  std::optional<LockManager> manager;
+  bool dead = false;
+  bool paused = false;
+  absl::Time last_pause_end = absl::InfinitePast();
+};
+
+// One request, from asking to the end of its work.
+struct Work {
+  int number = 0;
+  Op op;
+  Client* client = nullptr;
+  enum { kWaiting, kInside, kDone } state = kWaiting;
+  absl::Time asked;  // By the client's clock.
+  absl::Time asked_at;
+  absl::Time settled_at = absl::InfiniteFuture();
+  Lock lock;
+  LockSet set;
+  std::stop_source cancel;
+  // It looked, and is about to write; it does not leave before that.
+  int about_to_write = 0;
+  bool about_to_leave = false;
+
+  bool together() const { return op.resources.size() > 1; }
+  bool IsHeld() const { return together() ? set.IsHeld() : lock.IsHeld(); }
+  FencingToken Token(int resource) const {
+    return together() ? set.fencing_token(ResourceOf(resource)) : lock.fencing_token();
+  }
+  bool Uses(int resource) const {
+    return std::find(op.resources.begin(), op.resources.end(), resource) != op.resources.end();
+  }
+  std::string Name() const { return absl::StrCat("request ", number); }
+};
+
+class Simulation {
+ public:
+  Simulation(const Scenario& scenario, bool trace)
+      : scenario_(scenario),
+        tracing_(trace),
+        clock_(base_, [this] { AfterEvent(); }),
+        start_(base_.Now()),
+        protected_(scenario.resources) {
+    const int servers = scenario.world == World::kQuorum ? 3 : 1;
+    for (int i = 0; i < servers; ++i) {
+      last_token_.emplace_back();
+      servers_.push_back(std::make_shared<Tap>(
+          WithBug(scenario.bug, NewMemoryBackend({.clock = &clock_, .shards = 1}), clock_),
+          [this, i](const ObtainRequest& request, const ObtainReply& reply) {
+            OnGrantAtServer(i, request, reply);
+          },
+          [this, i](const ResourceName& resource) { LookAtServer(i, resource); },
+          // Links have a story of their own.
+          !trace || scenario.world != World::kDirect
+              ? Tap::OnSay()
+              : [this](AcquisitionId id, std::string_view words) {
+                  const auto number = names_.emplace(id, names_.size() + 1).first->second;
+                  Say("    acquisition ", number, " ", words);
+                }));
+    }
+    for (int i = 0; i < scenario.clients; ++i) clients_.push_back(NewClient(i));
+    for (const Op& op : scenario.ops) {
+      if (op.lease) longest_lease_ = std::max(longest_lease_, *op.lease);
+      if (op.grace) forced_ = true;
+      last_op_ = std::max(last_op_, op.at);
+    }
+  }
+
+  Outcome Run() {
+    for (const Op& op : scenario_.ops) {
+      clock_.RunAt(start_ + op.at, [this, op] { Begin(op); });
+    }
+    Advance(start_ + last_op_ + absl::Milliseconds(500), [] { return false; });
+    if (Good()) HealAndFinish();
+    End();
+    return {violation_, events_, grants_, trace_};
+  }
+
+ private:
+  bool Good() const { return violation_.empty(); }
+  bool Linked() const { return scenario_.world != World::kDirect; }
+  bool Clean() const {
+    return scenario_.world == World::kDirect || scenario_.world == World::kDelays;
+  }
+  std::string When() {
+    return absl::FormatDuration(absl::Trunc(base_.Now() - start_, absl::Microseconds(1)));
+  }
+  template <typename... Words>
+  void Say(const Words&... words) {
+    if (tracing_) absl::StrAppend(&trace_, "  ", When(), ": ", words..., "\n");
+  }
+  template <typename... Words>
+  void Violate(std::string_view what, const Words&... words) {
+    if (!Good()) return;
+    violation_ = absl::StrCat(what, ": ", words..., " (at ", When(), ")");
+    Say("BROKEN: ", violation_);
+  }
+
+  // ---- Clients ----
+
+  Client* NewClient(int number) {
+    all_clients_.push_back(std::make_unique<Client>());
+    Client& client = *all_clients_.back();
+    client.number = number;
+    const uint64_t seed = scenario_.seed * 1000 + all_clients_.size() * 10;
+    std::shared_ptr<LockingProtocol> backend = servers_[0];
+    client.clock = &clock_;
+    if (Linked()) {
+      std::vector<std::shared_ptr<LockingProtocol>> links;
+      const bool known = number < static_cast<int>(scenario_.clock_rates.size());
+      for (size_t i = 0; i < servers_.size(); ++i) {
+        FaultInjectingOptions options{
+            .seed = seed + i,
+            .clock = &clock_,
+            .faults = scenario_.faults,
+            .in_order = scenario_.in_order || servers_.size() > 1,
+            .answer_timeout = kAnswerTimeout,
+            .client_clock_rate = known ? scenario_.clock_rates[number] : 1,
+            .clock_drift = kDrift,
+            .lease_margin = kMargin,
+        };
+        if (tracing_) {
+          options.trace = [this, number, i](std::string_view words) {
+            Say("    client ", number, servers_.size() > 1 ? absl::StrCat(", server ", i) : "",
+                ": ", words);
+          };
+        }
+        client.links.push_back(
+            std::make_shared<FaultInjectingProtocol>(servers_[i], std::move(options)));
+        links.push_back(client.links.back());
+      }
+      client.clock = &client.links[0]->client_clock();
+      backend = links.size() == 1 ? links[0] : *NewQuorumBackend(links, {.clock = client.clock});
+    }
+    client.manager = *LockManager::Create(
+        backend, {.clock = client.clock, .random_seed = seed + 9, .detect_deadlocks = false});
+    return &client;
+  }
+
+  void Crash(Client& client) {
+    client.dead = true;
+    for (const auto& link : client.links) link->Crash();
+    Say("client ", client.number, " is dead");
+    for (const auto& work : works_) {
+      if (work->client == &client && work->state != Work::kDone) {
+        work->state = Work::kDone;
+        work->settled_at = base_.Now();
+      }
+    }
+  }
+
+  void Begin(const Op& op) {
+    if (ending_) return;
+    if (clients_[op.client]->dead) {
+      clients_[op.client] = NewClient(op.client);
+      Say("client ", op.client, " starts anew");
+    }
+    Client& client = *clients_[op.client];
+    switch (op.kind) {
+      case Op::Kind::kPause:
+        if (client.links.empty() || client.paused) return;
+        client.paused = true;
+        for (const auto& link : client.links) link->Pause();
+        clock_.RunAt(base_.Now() + op.pause, [this, &client] { Resume(client); });
+        return;
+      case Op::Kind::kCrash:
+        if (!client.links.empty()) client.links[0]->CrashAfter(op.steps);
+        return;
+      case Op::Kind::kAcquire:
+        // A paused client asks when it goes on.
+        client.clock->RunAt(client.clock->Now(), [this, &client, op] {
+          if (!client.dead && !ending_) Ask(client, op);
+        });
+        return;
+    }
+  }
+
+  void Resume(Client& client) {
+    if (!client.paused) return;
+    client.paused = false;
+    client.last_pause_end = base_.Now();
+    for (const auto& link : client.links) link->Resume();
+  }
+
+  // ---- Work ----
+
+  void Ask(Client& client, const Op& op) {
+    works_.push_back(std::make_unique<Work>());
+    Work& work = *works_.back();
+    work.number = static_cast<int>(works_.size());
+    work.op = op;
+    work.client = &client;
+    work.asked = client.clock->Now();
+    work.asked_at = base_.Now();
+    if (op.kind == Op::Kind::kAcquire && op.cancel_after != absl::InfiniteDuration()) {
+      After(work, op.cancel_after, [&work] { work.cancel.request_stop(); });
+    }
+    AcquireOptions options{
+        .owner = op.owner < 0 ? "" : absl::StrCat("owner ", op.owner),
+        .priority = op.priority,
+        .preemptible = op.preemptible,
+        .lease = op.lease,
+        .auto_renew = op.auto_renew,
+        .max_hold = op.max_hold,
+        .preemption_grace = op.grace,
+        .acquire_timeout = op.timeout,
+        .skip_queue = op.skip_queue,
+        .cancel = work.cancel.get_token(),
+    };
+    Say(work.Name(), " of client ", client.number, " asks for ", Resources(op), ", priority ",
+        op.priority);
+    if (work.together()) {
+      std::vector<std::string> resources;
+      for (const int resource : op.resources) resources.push_back(ResourceOf(resource));
+      client.manager->AcquireAllAsync(resources, options, [this, &work](auto set) {
+        if (set.ok()) work.set = *std::move(set);
+        Settle(work, set.ok() ? absl::OkStatus() : set.status());
+      });
+    } else {
+      client.manager->AcquireAsync(ResourceOf(op.resources[0]), options,
+                                   [this, &work](absl::StatusOr<Lock> lock) {
+                                     if (lock.ok()) work.lock = *std::move(lock);
+                                     Settle(work, lock.ok() ? absl::OkStatus() : lock.status());
+                                   });
+    }
+  }
+
+  static std::string Resources(const Op& op) {
+    return absl::StrJoin(op.resources, " and ", [](std::string* out, int resource) {
+      absl::StrAppend(out, ResourceOf(resource));
+    });
+  }
+
+  void After(Work& work, absl::Duration delay, std::function<void()> then) {
+    work.client->clock->RunAt(work.client->clock->Now() + delay, [this, &work, then] {
+      if (!work.client->dead && !ending_) then();
+    });
+  }
+
+  void Settle(Work& work, const absl::Status& status) {
+    if (work.client->dead) return;
+    if (work.state != Work::kWaiting) {
+      Violate("exactly once", work.Name(), " was answered twice");
+      return;
+    }
+    work.settled_at = base_.Now();
+    const absl::Time now = work.client->clock->Now();
+    Say(work.Name(), status.ok() ? absl::StrCat(" enters with token ", Tokens(work))
+                                 : absl::StrCat(" fails: ", status.message()));
+    if (now > work.asked + work.op.timeout + absl::Milliseconds(1) &&
+        work.client->last_pause_end < work.asked_at + work.op.timeout * (1 - 2 * kDrift)) {
+      Violate("L1", work.Name(), " was answered ", absl::FormatDuration(now - work.asked),
+              " after it asked, in spite of its timeout");
+    }
+    if (!status.ok()) {
+      work.state = Work::kDone;
+      const Reason reason = ReasonOf(status);
+      const bool expected = reason == Reason::kAcquireTimeout || reason == Reason::kCancelled ||
+                            reason == Reason::kShutdown ||
+                            (!Clean() && (reason == Reason::kBackendUnavailable ||
+                                          reason == Reason::kBackendUnknown));
+      if (!expected && !ending_) {
+        Violate("unexpected error", work.Name(), ": ", status.ToString());
+      }
+      return;
+    }
+    work.state = Work::kInside;
+    ++grants_;
+    if (work.IsHeld()) {
+      for (const int resource : work.op.resources) {
+        const FencingToken token = work.Token(resource);
+        FencingToken& last = protected_[resource].last_entered;
+        if (!forced_ && token < last) {
+          Violate("S2", work.Name(), " enters ", ResourceOf(resource), " with token ", token,
+                  ", but ", last, " was inside before");
+        }
+        last = std::max(last, token);
+      }
+    }
+    const auto lost = [this, &work](LockState state) { OnLost(work, state); };
+    const auto yield = [this, &work] {
+      Say(work.Name(), " is asked to yield");
+      CheckDisturbed(work);
+      if (work.op.reaction == absl::InfiniteDuration()) return;
+      After(work, work.op.reaction, [this, &work] { Leave(work); });
+    };
+    if (work.together()) {
+      work.set.OnLost(lost);
+      work.set.OnYieldRequested(yield);
+    } else {
+      work.lock.OnLost(lost);
+      work.lock.OnYieldRequested(yield);
+    }
+    const absl::Duration work_time = work.op.work;
+    LookThenWrite(work);
+    if (work_time == absl::InfiniteDuration() && leave_at_once_) {
+      After(work, absl::ZeroDuration(), [this, &work] { Leave(work); });
+    }
+    if (work_time != absl::InfiniteDuration()) {
+      After(work, work_time * 0.5, [this, &work] { LookThenWrite(work); });
+      After(work, work_time, [this, &work] { Leave(work); });
+    }
+    if (work.op.extend_at) {
+      After(work, *work.op.extend_at, [this, &work] {
+        if (work.state != Work::kInside || work.together()) return;
+        Say(work.Name(), " extends by ", absl::FormatDuration(work.op.extend_by));
+        work.lock.ExtendAsync(work.op.extend_by, [](const absl::Status&) {});
+      });
+    }
+  }
+
+  std::string Tokens(const Work& work) const {
+    return absl::StrJoin(work.op.resources, ", ", [&work](std::string* out, int resource) {
+      absl::StrAppend(out, work.Token(resource));
+    });
+  }
+
+  // What a user does: look whether the lock is held, then use the resource, at most the margin
+  // later.
+  void LookThenWrite(Work& work) {
+    if (work.state != Work::kInside || !work.IsHeld()) return;
+    const bool paused = work.client->paused;
+    std::vector<FencingToken> tokens;
+    for (const int resource : work.op.resources) tokens.push_back(work.Token(resource));
+    const bool late = Linked() && (++writes_ % 2) == 0;
+    const auto write = [this, &work, tokens, paused] {
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        const int number = work.op.resources[i];
+        Protected& resource = protected_[number];
+        const bool accepted = tokens[i] >= resource.largest;
+        Say(work.Name(), " writes to ", ResourceOf(number), " with token ", tokens[i],
+            accepted ? "" : ", which is refused");
+        if (!accepted && !forced_ && !paused) {
+          Violate("S1", "a write of ", work.Name(), " to ", ResourceOf(number), " with token ",
+                  tokens[i], " was refused, since ", resource.largest, " was there already");
+        }
+        if (accepted) resource.largest = tokens[i];
+      }
+    };
+    if (late) {
+      ++work.about_to_write;
+      clock_.RunAt(base_.Now() + kMargin * 0.9, [this, &work, write] {
+        write();
+        if (--work.about_to_write == 0 && work.about_to_leave) Leave(work);
+      });
+    } else {
+      write();
+    }
+  }
+
+  void Leave(Work& work) {
+    if (work.state != Work::kInside) return;
+    if (work.about_to_write > 0) {
+      work.about_to_leave = true;
+      return;
+    }
+    work.state = Work::kDone;
+    Say(work.Name(), " leaves");
+    if (work.number % 2 == 0 && !work.together()) {
+      work.lock.ReleaseAsync();
+    } else {
+      work.lock = Lock();
+      work.set = LockSet();
+    }
+  }
+
+  void OnLost(Work& work, LockState state) {
+    if (work.client->dead || work.state != Work::kInside) return;
+    Say(work.Name(), ": ", LockStateName(state));
+    if (!forced_ && state != LockState::kExpired) {
+      Violate("S4", work.Name(),
+              " lost its lock, which nobody may take by force: ", LockStateName(state));
+    }
+    // With links that lose nothing, only a thief keeps a lease from being renewed.
+    if (Clean() && work.op.auto_renew && work.op.max_hold == absl::InfiniteDuration() &&
+        !work.together()) {
+      const absl::Time since = base_.Now() - *work.op.lease - absl::Seconds(1);
+      bool excused = false;
+      for (const auto& other : works_) {
+        excused |= other->op.priority > work.op.priority && other->settled_at > since &&
+                   other->Uses(work.op.resources[0]);
+        // It may have entered a hold that somebody else does not renew.
+        excused |= other.get() != &work && other->op.owner >= 0 && other->op.owner == work.op.owner;
+      }
+      if (!excused) Violate("S4", "the lease of ", work.Name(), " was not renewed");
+    }
+    Leave(work);
+  }
+
+  // S3: somebody of higher priority must be there.
+  void CheckDisturbed(const Work& work) {
+    for (const auto& other : works_) {
+      if (other->op.priority > work.op.priority) {
+        for (const int resource : work.op.resources) {
+          if (other->Uses(resource)) return;
+        }
+      }
+    }
+    Violate("S3", work.Name(), " was asked to yield, but nobody has a higher priority");
+  }
+
+  // ---- Looking at the server ----
+
+  void OnGrantAtServer(int server, const ObtainRequest& request, const ObtainReply& reply) {
+    const std::string resource(request.resource.bytes());
+    FencingToken& last = last_token_[server][resource];
+    if (reply.token <= last) {
+      Violate("S2", resource, " was granted with token ", reply.token, " after ", last);
+    }
+    last = reply.token;
+    if (Clean() && Good()) CheckOrder(resource, request);
+  }
+
+  // Where no message is lost, nobody is overtaken by a lower priority once it had the time to
+  // register: it must have been its manager's first for so long.
+  void CheckOrder(const std::string& resource, const ObtainRequest& request) {
+    const absl::Duration time_to_register = scenario_.faults.max_delay * 4;
+    const absl::Time since = base_.Now() - time_to_register;
+    const auto uses = [&resource](const Work& work) {
+      return ResourceOf(work.op.resources[0]) == resource || work.together();
+    };
+    for (const auto& waiting : works_) {
+      const Work& w = *waiting;
+      if (w.state != Work::kWaiting || w.together() || !uses(w) || w.client->dead ||
+          w.op.priority <= request.priority || w.asked_at >= since) {
+        continue;
+      }
+      bool first = true;
+      for (const auto& other : works_) {
+        first &= other == waiting || other->client != w.client || !uses(*other) ||
+                 other->settled_at < since || other->op.priority < w.op.priority;
+      }
+      if (first) {
+        Violate("order", "a request of priority ", request.priority, " got ", resource, " before ",
+                w.Name(), " of priority ", w.op.priority, ", which waits for it");
+      }
+    }
+  }
+
+  void LookAtServer(int server, const ResourceName& resource) {
+    servers_[server]->Inspect(resource, [&](const ResourceState& state) {
+      if (state.held && state.reserved && state.successor_priority <= state.holder_priority) {
+        Violate("S3", resource.bytes(), " is held with priority ", state.holder_priority,
+                " and reserved with ", state.successor_priority);
+      }
+    });
+  }
+
+  // ---- After every event ----
+
+  void AfterEvent() {
+    ++events_;
+    for (Client* const client : clients_) {
+      if (client->dead) continue;
+      for (const auto& link : client->links) {
+        if (link->crashed()) {
+          Crash(*client);
+          break;
+        }
+      }
+    }
+    if (forced_ || !Good()) return;
+    std::vector<const Work*> inside;
+    for (int resource = 0; resource < scenario_.resources; ++resource) {
+      inside.clear();
+      for (size_t i = 0; i < works_.size(); ++i) {
+        const Work& work = *works_[i];
+        if (work.state == Work::kInside && work.Uses(resource)) inside.push_back(&work);
+      }
+      if (inside.size() < 2) continue;
+      const Work* first = nullptr;
+      for (const Work* const work : inside) {
+        if (!work->IsHeld()) continue;
+        if (first != nullptr && (first->op.owner < 0 || first->op.owner != work->op.owner)) {
+          Violate("S1", first->Name(), " and ", work->Name(), " are both inside ",
+                  ResourceOf(resource));
+        }
+        first = work;
+      }
+    }
+  }
+
+  // ---- The end ----
+
+  // Until `until`, or `done`, or a violation. True if done.
+  bool Advance(absl::Time until, const std::function<bool()>& done) {
+    while (Good() && !done()) {
+      const absl::Time next = base_.NextTimer();
+      if (next > until) {
+        base_.AdvanceTo(until);
+        return done();
+      }
+      base_.AdvanceTo(next);
+    }
+    return Good();
+  }
+
+  void HealAndFinish() {
+    Say("from here on nothing goes wrong any more");
+    Faults healed;
+    healed.max_delay = std::min(scenario_.faults.max_delay, absl::Milliseconds(50));
+    scenario_.faults = healed;
+    for (Client* const client : clients_) {
+      for (const auto& link : client->links) {
+        link->SetFaults(healed);
+        link->CrashAfter(1'000'000'000);
+      }
+      Resume(*client);
+    }
+
+    // L2: the highest priority enters within the longest lease, whatever holders do.
+    Client* const first = NewClient(scenario_.clients);
+    clients_.push_back(first);
+    absl::Duration bound = longest_lease_ + absl::Seconds(5);
+    bool promised = scenario_.world != World::kQuorum;
+    for (const auto& work : works_) {
+      if (work->state == Work::kDone) continue;
+      if (!work->op.lease || !work->op.preemptible) promised = false;
+      // Those of the same owner hand the hold to each other.
+      if (work->op.owner >= 0) promised = false;
+    }
+    if (!promised) bound = absl::Minutes(10);
+    std::vector<Work*> highest;
+    for (int resource = 0; resource < scenario_.resources; ++resource) {
+      Op op{.at = base_.Now() - start_,
+            .client = scenario_.clients,
+            .resources = {resource},
+            .priority = kHighest,
+            .work = absl::Milliseconds(100)};
+      if (Linked()) op.lease = absl::Seconds(5), op.auto_renew = true;
+      Ask(*first, op);
+      highest.push_back(works_.back().get());
+    }
+    // Where leases have no end, it takes the holders to leave.
+    if (!promised) LeaveAll();
+    const auto entered = [&highest] {
+      return std::all_of(highest.begin(), highest.end(),
+                         [](const Work* work) { return work->state != Work::kWaiting; });
+    };
+    if (!Advance(base_.Now() + bound, entered)) {
+      Violate("L2", "the highest priority did not enter within ", absl::FormatDuration(bound));
+      return;
+    }
+
+    // L1: with preemption over and holders that leave, everybody is served.
+    LeaveAll();
+    const auto served = [this] {
+      return std::all_of(works_.begin(), works_.end(),
+                         [](const auto& work) { return work->state == Work::kDone; });
+    };
+    if (!Advance(base_.Now() + absl::Minutes(30), served)) {
+      for (const auto& work : works_) {
+        if (work->state == Work::kWaiting) {
+          Violate("L1", work->Name(), " still waits, although everybody else has left");
+        }
+      }
+      Violate("L1", "somebody does not leave");
+      return;
+    }
+
+    // Nothing is left once the leases of the crashed are over.
+    Advance(base_.Now() + longest_lease_ * 2 + absl::Seconds(10), [] { return false; });
+    for (size_t i = 0; i < servers_.size(); ++i) {
+      servers_[i]->Inspect(std::nullopt, [&](const ResourceState& state) {
+        Violate("left behind", state.resource, " is still ",
+                state.held ? absl::StrCat("held with token ", state.token) : "reserved",
+                servers_.size() > 1 ? absl::StrCat(" at server ", i) : "");
+      });
+    }
+    for (Client* const client : clients_) {
+      if (!client->dead && client->manager->IsBusy()) {
+        Violate("left behind", "the manager of client ", client->number, " is busy");
+      }
+    }
+  }
+
+  // All whose work has no end of its own, now and from now on.
+  void LeaveAll() {
+    leave_at_once_ = true;
+    for (size_t i = 0; i < works_.size(); ++i) {
+      Work& work = *works_[i];
+      if (work.state == Work::kInside && work.op.work == absl::InfiniteDuration()) Leave(work);
+    }
+  }
+
+  void End() {
+    ending_ = true;
+    const bool good = Good();
+    for (const auto& work : works_) {
+      work->lock = Lock();
+      work->set = LockSet();
+    }
+    for (const auto& client : all_clients_) client->manager.reset();
+    base_.AdvanceBy(absl::Minutes(2));
+    for (const auto& client : all_clients_) client->links.clear();
+    base_.AdvanceBy(absl::Minutes(1));
+    if (good && base_.PendingTimers() != 0) {
+      Violate("left behind", base_.PendingTimers(), " timers");
+    }
+  }
+
+  Scenario scenario_;
+  const bool tracing_;
+  SimulatedClock base_;
+  ObservedClock clock_;
+  const absl::Time start_;
+  std::vector<std::shared_ptr<LockingProtocol>> servers_;
+  std::vector<std::map<std::string, FencingToken>> last_token_;
+  std::vector<Protected> protected_;
+  std::map<AcquisitionId, size_t> names_;  // In the order of their first step.
+  std::vector<std::unique_ptr<Client>> all_clients_;
+  std::vector<Client*> clients_;  // Those that live.
+  std::deque<std::unique_ptr<Work>> works_;
+  absl::Duration longest_lease_ = absl::Seconds(5);
+  absl::Duration last_op_ = {};
+  bool forced_ = false;
+  bool leave_at_once_ = false;
+  bool ending_ = false;
+  int64_t writes_ = 0;
+  int64_t events_ = 0;
+  int64_t grants_ = 0;
+  std::string violation_;
+  std::string trace_;
+};
+
+std::string Kind(const std::string& violation) { return violation.substr(0, violation.find(':')); }
+
+std::string Describe(const Op& op) {
+  std::string words = absl::StrCat(
+      absl::FormatDuration(op.at), ": client ", op.client,
+      op.kind == Op::Kind::kPause   ? absl::StrCat(" pauses for ", absl::FormatDuration(op.pause))
+      : op.kind == Op::Kind::kCrash ? absl::StrCat(" crashes after ", op.steps, " steps")
+                                    : "");
+  if (op.kind != Op::Kind::kAcquire) return words;
+  absl::StrAppend(
+      &words, " asks for ",
+      absl::StrJoin(op.resources, " and ",
+                    [](std::string* out, int r) { absl::StrAppend(out, ResourceOf(r)); }),
+      " with priority ", op.priority);
+  if (op.owner >= 0) absl::StrAppend(&words, ", owner ", op.owner);
+  if (!op.preemptible) absl::StrAppend(&words, ", not preemptible");
+  if (op.lease) absl::StrAppend(&words, ", lease ", absl::FormatDuration(*op.lease));
+  if (op.auto_renew) absl::StrAppend(&words, " renewed");
+  if (op.max_hold != absl::InfiniteDuration()) {
+    absl::StrAppend(&words, ", at most ", absl::FormatDuration(op.max_hold));
+  }
+  if (op.grace) absl::StrAppend(&words, ", by force after ", absl::FormatDuration(*op.grace));
+  if (op.timeout != absl::InfiniteDuration()) {
+    absl::StrAppend(&words, ", timeout ", absl::FormatDuration(op.timeout));
+  }
+  if (op.cancel_after != absl::InfiniteDuration()) {
+    absl::StrAppend(&words, ", cancelled after ", absl::FormatDuration(op.cancel_after));
+  }
+  if (op.skip_queue) absl::StrAppend(&words, ", skips the queue");
+  absl::StrAppend(&words, "; works for ", absl::FormatDuration(op.work));
+  if (op.reaction != absl::InfiniteDuration()) {
+    absl::StrAppend(&words, ", yields within ", absl::FormatDuration(op.reaction));
+  }
+  if (op.extend_at) {
+    absl::StrAppend(&words, ", after ", absl::FormatDuration(*op.extend_at), " extends by ",
+                    absl::FormatDuration(op.extend_by));
+  }
+  return words;
+}
+
+}  // namespace
+
+std::string_view WorldName(World world) {
+  switch (world) {
+    case World::kDirect:
+      return "direct";
+    case World::kDelays:
+      return "delays";
+    case World::kFaulty:
+      return "faulty";
+    case World::kForced:
+      return "forced";
+    case World::kQuorum:
+      return "quorum";
+  }
+  return "?";
+}
+
+Scenario MakeScenario(uint64_t seed, World world, Bug bug) {
+  Random random(seed * 16 + static_cast<uint64_t>(world));
+  const bool direct = world == World::kDirect;
+  const bool clean = direct || world == World::kDelays;
+  Scenario scenario{.seed = seed, .world = world, .bug = bug};
+  scenario.clients = random.Int(2, 4);
+  // Within one process tokens and queues depend on how names are hashed, which differs from run to
+  // run; with one resource they do not.
+  scenario.resources = direct ? 1 : random.Int(1, 3);
+  scenario.in_order = random.OneIn(2);
+  if (!direct) {
+    scenario.faults.max_delay = random.Between(absl::Milliseconds(1), absl::Milliseconds(40));
+    for (int i = 0; i < scenario.clients; ++i) {
+      scenario.clock_rates.push_back(random.OneIn(2) ? 1 : 1 + random.Int(-9, 9) * kDrift / 10);
+    }
+  }
+  if (!clean) {
+    const auto chance = [&random](int percent) {
+      return random.OneIn(2) ? 0 : random.Int(1, percent) / 100.0;
+    };
+    if (random.OneIn(4)) scenario.faults.max_delay = absl::Milliseconds(700);
+    scenario.faults.unavailable = chance(20);
+    scenario.faults.drop_call = chance(20);
+    scenario.faults.drop_reply = chance(20);
+    scenario.faults.duplicate_call = chance(30);
+    scenario.faults.drop_event = chance(50);
+    scenario.faults.duplicate_event = chance(30);
+  }
+
+  // Re-entry in a quorum is not covered: servers may give one owner's handles different tokens.
+  const bool owners = random.OneIn(4) && world != World::kQuorum;
+  const bool may_refuse = random.OneIn(4);
+  const int requests = random.Int(3, 12);
+  const absl::Duration span = random.Between(absl::Seconds(1), absl::Seconds(15));
+  for (int i = 0; i < requests; ++i) {
+    Op op{.at = random.Between(absl::ZeroDuration(), span),
+          .client = random.Int(0, scenario.clients - 1)};
+    if (!clean && random.OneIn(8)) {
+      op.kind = Op::Kind::kCrash;
+      op.steps = random.Int(0, 12);
+    } else if (!clean && random.OneIn(8)) {
+      op.kind = Op::Kind::kPause;
+      op.pause = random.OneIn(2) ? random.Between(absl::Milliseconds(1), absl::Milliseconds(100))
+                                 : random.Between(absl::Seconds(1), absl::Seconds(12));
+    } else {
+      op.resources = {random.Int(0, scenario.resources - 1)};
+      if (scenario.resources > 1 && random.OneIn(6)) {
+        const int other = random.Int(0, scenario.resources - 1);
+        if (other != op.resources[0]) op.resources.push_back(other);
+      }
+      if (owners && random.OneIn(2)) op.owner = random.Int(0, 1);
+      op.priority = random.Int(0, 3);
+      op.preemptible = !(may_refuse && random.OneIn(3));
+      if (!direct || random.OneIn(4)) {
+        op.lease = random.Between(absl::Seconds(1), absl::Seconds(10));
+        op.auto_renew = random.OneIn(2);
+        if (random.OneIn(8)) op.max_hold = random.Between(absl::Seconds(1), absl::Seconds(20));
+      }
+      if (world == World::kForced && random.OneIn(2)) {
+        op.grace = random.Between(absl::ZeroDuration(), absl::Seconds(3));
+      }
+      if (random.OneIn(3)) {
+        op.timeout = random.Between(absl::Milliseconds(1), absl::Seconds(8));
+      } else if (random.OneIn(5)) {
+        op.cancel_after = random.Between(absl::Milliseconds(1), absl::Seconds(8));
+      }
+      op.skip_queue = random.OneIn(8);
+      op.work = random.OneIn(6) ? absl::InfiniteDuration()
+                                : random.Between(absl::Milliseconds(1), absl::Seconds(8));
+      // Entered again so that it is not preemptible any more, a hold keeps the reservation that
+      // stood; nobody may then displace that, and the order of thieves is not promised.
+      if (op.owner >= 0) op.preemptible = true;
+      if (!op.preemptible && op.work == absl::InfiniteDuration()) op.work = absl::Seconds(5);
+      if (random.OneIn(2)) {
+        op.reaction = random.Between(absl::ZeroDuration(), absl::Milliseconds(500));
+      }
+      if (op.lease && random.OneIn(4)) {
+        op.extend_at = random.Between(absl::ZeroDuration(), absl::Seconds(2));
+        op.extend_by = random.Between(absl::Milliseconds(50), absl::Seconds(10));
+      }
+    }
+    scenario.ops.push_back(std::move(op));
+  }
+  return scenario;
+}
+
+Outcome Simulate(const Scenario& scenario, bool trace) { return Simulation(scenario, trace).Run(); }
+
+Scenario Shrink(Scenario scenario) {
+  const std::string kind = Kind(Simulate(scenario).violation);
+  const auto still = [&kind](const Scenario& smaller) {
+    return Kind(Simulate(smaller).violation) == kind;
+  };
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (size_t i = scenario.ops.size(); i-- > 0;) {
+      Scenario smaller = scenario;
+      smaller.ops.erase(smaller.ops.begin() + static_cast<ptrdiff_t>(i));
+      if (still(smaller)) {
+        scenario = std::move(smaller);
+        progress = true;
+      }
+    }
+    for (double Faults::*const fault :
+         {&Faults::unavailable, &Faults::drop_call, &Faults::drop_reply, &Faults::duplicate_call,
+          &Faults::drop_event, &Faults::duplicate_event}) {
+      if (scenario.faults.*fault == 0) continue;
+      Scenario smaller = scenario;
+      smaller.faults.*fault = 0;
+      if (still(smaller)) {
+        scenario = std::move(smaller);
+        progress = true;
+      }
+    }
+    for (size_t i = 0; i < scenario.ops.size(); ++i) {
+      const auto simpler = [&](auto change) {
+        Scenario smaller = scenario;
+        change(smaller.ops[i]);
+        if (Describe(smaller.ops[i]) != Describe(scenario.ops[i]) && still(smaller)) {
+          scenario = std::move(smaller);
+          progress = true;
+        }
+      };
+      if (scenario.ops[i].kind != Op::Kind::kAcquire) continue;
+      simpler([](Op& op) { op.resources.resize(1); });
+      simpler([](Op& op) { op.owner = -1; });
+      simpler([](Op& op) { op.preemptible = true; });
+      simpler([](Op& op) { op.auto_renew = false; });
+      simpler([](Op& op) { op.max_hold = absl::InfiniteDuration(); });
+      simpler([](Op& op) { op.cancel_after = absl::InfiniteDuration(); });
+      simpler([](Op& op) { op.timeout = absl::InfiniteDuration(); });
+      simpler([](Op& op) { op.skip_queue = false; });
+      simpler([](Op& op) { op.extend_at.reset(); });
+      simpler([](Op& op) { op.reaction = absl::InfiniteDuration(); });
+    }
+  }
+  return scenario;
+}
+
+std::string Explain(const Scenario& scenario) {
+  const Outcome outcome = Simulate(scenario, /*trace=*/true);
+  const Faults& faults = scenario.faults;
+  std::string words = absl::StrCat(
+      "seed ", scenario.seed, ", world '", WorldName(scenario.world), "', bug '",
+      BugName(scenario.bug), "'\n", outcome.violation.empty() ? "nothing wrong" : outcome.violation,
+      "\nlinks: up to ", absl::FormatDuration(faults.max_delay),
+      scenario.in_order ? ", in order" : "", "; refused ", faults.unavailable, ", calls lost ",
+      faults.drop_call, ", answers lost ", faults.drop_reply, ", calls repeated ",
+      faults.duplicate_call, ", events lost ", faults.drop_event, ", events repeated ",
+      faults.duplicate_event, "\n");
+  std::vector<Op> ops = scenario.ops;
+  std::stable_sort(ops.begin(), ops.end(), [](const Op& a, const Op& b) { return a.at < b.at; });
+  for (const Op& op : ops) absl::StrAppend(&words, "  ", Describe(op), "\n");
+  absl::StrAppend(&words, "what happened:\n", outcome.trace);
+  return words;
+}
+
+}  // namespace latchkey

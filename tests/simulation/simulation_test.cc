@@ -1,0 +1,134 @@
+// Many lives in virtual time. Prints the seeds; --seed=N (or LATCHKEY_SEED=N) starts at N, --runs=N
+// (or LATCHKEY_RUNS=N) takes N seeds of each world, --trace tells the story of the first one of
+// each. A seed takes the same course each time; one that fails is shrunk and told in words.
+#include "latchkey/tests/simulation/simulation.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <string_view>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/strip.h"
+#include "gtest/gtest.h"
+#include "latchkey/tests/simulation/mutants.h"
+
+namespace latchkey {
+namespace {
+
+uint64_t first_seed = 1;
+uint64_t runs = 50;
+bool tell = false;
+
+class SimulationTest : public ::testing::TestWithParam<World> {};
+
+std::string ParamName(const ::testing::TestParamInfo<World>& world) {
+  return std::string(WorldName(world.param));
+}
+
+TEST_P(SimulationTest, KeepsItsPromises) {
+  int64_t events = 0;
+  int64_t grants = 0;
+  if (tell) std::cout << Explain(MakeScenario(first_seed, GetParam()));
+  for (uint64_t seed = first_seed; seed < first_seed + runs; ++seed) {
+    const Scenario scenario = MakeScenario(seed, GetParam());
+    const Outcome outcome = Simulate(scenario);
+    events += outcome.events;
+    grants += outcome.grants;
+    ASSERT_EQ(outcome.violation, "")
+        << "seed " << seed << " of world '" << WorldName(GetParam()) << "', made smaller:\n"
+        << Explain(Shrink(scenario));
+  }
+  std::cout << WorldName(GetParam()) << ": seeds " << first_seed << " to " << first_seed + runs - 1
+            << ", " << events << " events, " << grants << " grants\n";
+  EXPECT_GT(grants, 0);
+}
+
+TEST_P(SimulationTest, TakesTheSameCourseAgain) {
+  for (uint64_t seed = first_seed; seed < first_seed + 5; ++seed) {
+    const Scenario scenario = MakeScenario(seed, GetParam());
+    const Outcome outcome = Simulate(scenario, /*trace=*/true);
+    EXPECT_FALSE(outcome.trace.empty());
+    EXPECT_EQ(Simulate(scenario, /*trace=*/true).trace, outcome.trace) << "seed " << seed;
+  }
+}
+
+// A bug that is put in on purpose, what the simulation must say of it, and within how many seeds.
+struct Control {
+  Bug bug;
+  World world;
+  std::string_view violation;
+  uint64_t seeds;
+};
+
+class NegativeControlTest : public ::testing::TestWithParam<Control> {};
+
+TEST_P(NegativeControlTest, TheBugIsFound) {
+  const Control& control = GetParam();
+  for (uint64_t seed = 1; seed <= control.seeds; ++seed) {
+    const Scenario scenario = MakeScenario(seed, control.world, control.bug);
+    if (!absl::StartsWith(Simulate(scenario).violation, control.violation)) continue;
+    const Scenario small = Shrink(scenario);
+    EXPECT_LE(small.ops.size(), scenario.ops.size());
+    const std::string story = Explain(small);
+    EXPECT_TRUE(absl::StrContains(story, "BROKEN")) << story;
+    std::cout << "'" << BugName(control.bug) << "' is found by seed " << seed << " of world '"
+              << WorldName(control.world) << "', with " << small.ops.size() << " operations of "
+              << scenario.ops.size() << "\n";
+    // Without the bug the same life is a good one.
+    Scenario right = small;
+    right.bug = Bug::kNone;
+    EXPECT_EQ(Simulate(right).violation, "");
+    if (tell) std::cout << story;
+    return;
+  }
+  ADD_FAILURE() << "'" << BugName(control.bug) << "' was not found within " << control.seeds
+                << " seeds";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Bugs, NegativeControlTest,
+    ::testing::Values(Control{Bug::kBargesPastReservation, World::kDelays, "order", 2000},
+                      Control{Bug::kAcknowledgesBeforeYielding, World::kDelays, "S1", 2000},
+                      Control{Bug::kReleasesWithoutCompare, World::kDelays, "S1", 2000},
+                      Control{Bug::kExtensionShortens, World::kDelays, "S1", 2000},
+                      Control{Bug::kLosesWakeUps, World::kDirect, "L", 2000}),
+    [](const ::testing::TestParamInfo<Control>& control) {
+      std::string name(BugName(control.param.bug));
+      name.erase(
+          std::remove_if(name.begin(), name.end(), [](char c) { return c < 'a' || c > 'z'; }),
+          name.end());
+      return name;
+    });
+
+INSTANTIATE_TEST_SUITE_P(Worlds, SimulationTest, ::testing::ValuesIn(kWorlds), ParamName);
+
+}  // namespace
+}  // namespace latchkey
+
+namespace {
+
+void ReadNumber(std::string_view text, uint64_t& number) {
+  if (!absl::SimpleAtoi(text, &number)) {
+    std::cerr << "not a number: " << text << "\n";
+    std::abort();
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleTest(&argc, argv);
+  if (const char* seed = std::getenv("LATCHKEY_SEED")) ReadNumber(seed, latchkey::first_seed);
+  if (const char* runs = std::getenv("LATCHKEY_RUNS")) ReadNumber(runs, latchkey::runs);
+  for (int i = 1; i < argc; ++i) {
+    std::string_view argument = argv[i];
+    if (absl::ConsumePrefix(&argument, "--seed=")) ReadNumber(argument, latchkey::first_seed);
+    if (absl::ConsumePrefix(&argument, "--runs=")) ReadNumber(argument, latchkey::runs);
+    if (argument == "--trace") latchkey::tell = true;
+  }
+  return RUN_ALL_TESTS();
+}
