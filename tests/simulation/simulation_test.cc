@@ -91,11 +91,11 @@ TEST_P(NegativeControlTest, TheBugIsFound) {
 
 INSTANTIATE_TEST_SUITE_P(
     Bugs, NegativeControlTest,
-    ::testing::Values(Control{Bug::kBargesPastReservation, World::kDelays, "order", 2000},
-                      Control{Bug::kAcknowledgesBeforeYielding, World::kDelays, "S1", 2000},
-                      Control{Bug::kReleasesWithoutCompare, World::kDelays, "S1", 2000},
-                      Control{Bug::kExtensionShortens, World::kDelays, "S1", 2000},
-                      Control{Bug::kLosesWakeUps, World::kDirect, "L", 2000}),
+    ::testing::Values(Control{Bug::kBargesPastReservation, World::kDelays, "order", 100},
+                      Control{Bug::kAcknowledgesBeforeYielding, World::kDelays, "S1", 100},
+                      Control{Bug::kReleasesWithoutCompare, World::kDelays, "S1", 100},
+                      Control{Bug::kExtensionShortens, World::kDelays, "S1", 100},
+                      Control{Bug::kLosesWakeUps, World::kDirect, "L", 100}),
     [](const ::testing::TestParamInfo<Control>& control) {
       std::string name(BugName(control.param.bug));
       name.erase(
