@@ -317,6 +317,32 @@ TEST_F(PoliciesTest, MaxHoldEndsAHoldWithoutALease) {
   EXPECT_TRUE(next->granted());
 }
 
+// ---- Looking in ----
+
+TEST_F(PoliciesTest, ASnapshotShowsTheHolderTheSuccessorAndWhoWaits) {
+  absl::StatusOr<Lock> held =
+      locks_.Acquire("a", {.owner = "bob", .priority = 3, .lease = absl::Seconds(60)});
+  clock_.AdvanceBy(absl::Seconds(10));
+  auto low = Ask("a", {.owner = "low", .priority = 1});
+  auto thief = Ask("a", {.owner = "thief", .priority = 9});
+  clock_.AdvanceBy(absl::Seconds(5));
+  const std::vector<ResourceSnapshot> all = locks_.Snapshot();
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].state.resource, "a");
+  EXPECT_EQ(all[0].state.holder_owner, "bob");
+  EXPECT_EQ(all[0].state.holder_priority, 3);
+  EXPECT_EQ(all[0].state.age, absl::Seconds(15));
+  EXPECT_EQ(all[0].state.remaining_lease, absl::Seconds(45));
+  EXPECT_TRUE(all[0].state.reserved);
+  EXPECT_EQ(all[0].state.successor_owner, "thief");
+  EXPECT_EQ(all[0].state.successor_priority, 9);
+  ASSERT_EQ(all[0].waiters.size(), 2u);
+  EXPECT_EQ(all[0].waiters[0].owner, "thief");
+  EXPECT_TRUE(all[0].waiters[0].reserved);
+  EXPECT_EQ(all[0].waiters[1].owner, "low");
+  EXPECT_EQ(all[0].waiters[1].waited, absl::Seconds(5));
+}
+
 // ---- Messages ----
 
 TEST_F(PoliciesTest, EveryFailureNamesTheResourceTheHolderAndTheReason) {
