@@ -148,18 +148,21 @@ LockSetRep::~LockSetRep() {
   stop_calls.clear();
 }
 
+std::vector<RefPtr<Hold>> LockSetRep::Holds() const {
+  std::vector<RefPtr<Hold>> holds;
+  for (const Member& member : members) holds.push_back(RefPtr<Hold>::Share(&HoldOf(member.lock)));
+  return holds;
+}
+
 SetListeners& LockSetRep::Listeners() {
-  if (!listeners) {
-    std::vector<RefPtr<Hold>> holds;
-    for (Member& member : members) holds.push_back(RefPtr<Hold>::Share(&HoldOf(member.lock)));
-    listeners = RefPtr<SetListeners>::Adopt(new SetListeners(std::move(holds)));
-  }
+  if (!listeners) listeners = RefPtr<SetListeners>::Adopt(new SetListeners(Holds()));
   return *listeners;
 }
 
 }  // namespace internal
 
 using internal::Gathering;
+using internal::Hold;
 using internal::LockSetRep;
 using internal::RefPtr;
 using internal::SetListeners;
@@ -187,32 +190,51 @@ FencingToken LockSet::fencing_token(std::string_view resource) const {
   return 0;
 }
 
+// Looking at a member may bring news, whose callback may destroy this set: what is needed of it
+// after that is copied before, and the holds are kept alive.
+
 LockState LockSet::state() const {
   if (rep_ == nullptr) return LockState::kEmpty;
-  LockState worst = rep_->released ? LockState::kReleased : LockState::kHeld;
-  for (const LockSetRep::Member& member : rep_->members) {
-    const LockState one = member.lock.state();
+  LockState worst = LockState::kHeld;
+  const auto note = [&worst](LockState one) {
     if (internal::Badness(one) > internal::Badness(worst)) worst = one;
+  };
+  if (rep_->released) {
+    worst = LockState::kReleased;
+    for (const LockSetRep::Member& member : rep_->members) note(member.lock.state());
+  } else {
+    for (const RefPtr<Hold>& hold : rep_->Holds()) note(hold->State());
   }
   return worst;
 }
 
 absl::Duration LockSet::remaining() const {
-  if (!IsHeld()) return absl::ZeroDuration();
+  if (rep_ == nullptr || rep_->released) return absl::ZeroDuration();
   absl::Duration shortest = absl::InfiniteDuration();
-  for (const LockSetRep::Member& member : rep_->members) {
-    shortest = std::min(shortest, member.lock.remaining());
-  }
+  for (const RefPtr<Hold>& hold : rep_->Holds()) shortest = std::min(shortest, hold->Remaining());
   return shortest;
 }
 
 std::stop_token LockSet::stop_token() const {
   if (rep_ == nullptr) return {};
   if (!rep_->stop) {
+    std::vector<std::stop_token> tokens;
+    if (rep_->released) {
+      for (const LockSetRep::Member& member : rep_->members) {
+        tokens.push_back(member.lock.stop_token());
+      }
+    } else {
+      for (const RefPtr<Hold>& hold : rep_->Holds()) tokens.push_back(hold->StopToken());
+    }
+    if (rep_ == nullptr) {
+      std::stop_source gone;
+      gone.request_stop();
+      return gone.get_token();
+    }
     rep_->stop.emplace();
-    for (const LockSetRep::Member& member : rep_->members) {
+    for (const std::stop_token& token : tokens) {
       rep_->stop_calls.push_back(std::make_unique<std::stop_callback<LockSetRep::StopFn>>(
-          member.lock.stop_token(), LockSetRep::StopFn{*rep_->stop}));
+          token, LockSetRep::StopFn{*rep_->stop}));
     }
   }
   return rep_->stop->get_token();
@@ -222,10 +244,10 @@ void LockSet::OnYieldRequested(absl::AnyInvocable<void()> callback) {
   if (rep_ == nullptr || rep_->released) return;
   rep_->Listeners().SetOnYield(internal::WithOwner(std::move(callback)));
   if (std::exchange(rep_->hears_yield, true)) return;
-  for (size_t i = 0; i < rep_->members.size(); ++i) {
-    LockSetRep::HoldOf(rep_->members[i].lock).OnYieldRequested([listeners = rep_->listeners, i] {
-      listeners->OnYield(i);
-    });
+  const RefPtr<SetListeners> listeners = rep_->listeners;
+  const std::vector<RefPtr<Hold>> holds = rep_->Holds();
+  for (size_t i = 0; i < holds.size(); ++i) {
+    holds[i]->OnYieldRequested([listeners, i] { listeners->OnYield(i); });
   }
 }
 
@@ -233,10 +255,9 @@ void LockSet::OnLost(absl::AnyInvocable<void(LockState)> callback) {
   if (rep_ == nullptr || rep_->released) return;
   rep_->Listeners().SetOnLost(internal::WithOwner(std::move(callback)));
   if (std::exchange(rep_->hears_lost, true)) return;
-  for (LockSetRep::Member& member : rep_->members) {
-    LockSetRep::HoldOf(member.lock).OnLost([listeners = rep_->listeners](LockState state) {
-      listeners->OnLost(state);
-    });
+  const RefPtr<SetListeners> listeners = rep_->listeners;
+  for (const RefPtr<Hold>& hold : rep_->Holds()) {
+    hold->OnLost([listeners](LockState state) { listeners->OnLost(state); });
   }
 }
 
@@ -279,11 +300,11 @@ absl::Status LockSet::Extend(absl::Duration lease) {
   if (rep_ == nullptr || rep_->released) {
     return MakeError(Reason::kNotHeld, "Extend() was called on a set of locks that is not held");
   }
-  const auto answers = RefPtr<Gathering>::Adopt(new Gathering(rep_->members.size()));
-  for (size_t i = 0; i < rep_->members.size(); ++i) {
-    LockSetRep::HoldOf(rep_->members[i].lock).Extend(lease, [answers, i](absl::Status status) {
-      answers->Answer(i, std::move(status));
-    });
+  const std::vector<RefPtr<Hold>> holds = rep_->Holds();
+  const auto answers = RefPtr<Gathering>::Adopt(new Gathering(holds.size()));
+  for (size_t i = 0; i < holds.size(); ++i) {
+    holds[i]->Extend(lease,
+                     [answers, i](absl::Status status) { answers->Answer(i, std::move(status)); });
   }
   std::optional<absl::Status> status = answers->Wait();
   return status ? *std::move(status) : internal::WouldBlockError("Extend()", "");

@@ -109,6 +109,7 @@ LockState Hold::State() {
 }
 
 absl::Duration Hold::Remaining() {
+  const RefPtr<Hold> keep = RefPtr<Hold>::Share(this);  // As in Fire.
   if (!Exclusive(State())) return absl::ZeroDuration();
   absl::MutexLock lock(&mu_);
   if (!Exclusive(state_)) return absl::ZeroDuration();
@@ -290,6 +291,8 @@ void Hold::OnLost(absl::AnyInvocable<void(LockState)> callback) {
 
 void Hold::Fire(Signals signals) {
   if (!signals.stop && !signals.yield && !signals.lost) return;
+  // What is called below may drop the lock.
+  const RefPtr<Hold> keep = RefPtr<Hold>::Share(this);
   std::optional<std::stop_source> source;
   Subscription ended;
   bool has_yield;

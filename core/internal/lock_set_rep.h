@@ -39,6 +39,8 @@ struct LockSetRep {
 
   // The lock's hold, which it is given if it has none. It must hold something.
   static Hold& HoldOf(const Lock& lock) { return lock.NeedHold(); }
+  // Those of all members, none of which was released.
+  std::vector<RefPtr<Hold>> Holds() const;
 
   SetListeners& Listeners();
 

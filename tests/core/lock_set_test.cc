@@ -43,6 +43,34 @@ TEST_F(LockSetTest, TakesAllAndReleasesAllAtTheEndOfScope) {
   ExpectNothingLeft();
 }
 
+// Looking may be what brings the news of a loss, and its callback may drop what is looked at.
+TEST_F(LockSetTest, MayBeDestroyedByACallbackThatALookSetsOff) {
+  std::optional<LockSet> set;
+  std::optional<Lock> lock;
+  LockState seen = LockState::kEmpty;
+  absl::Duration left = absl::InfiniteDuration();
+  // Before the timers of the leases, at the same moment.
+  clock_.RunAt(clock_.Now() + absl::Seconds(10), [&] {
+    seen = set->state();
+    left = lock->remaining();
+  });
+  set = *locks_.AcquireAll({"a", "b", "c"}, {.lease = absl::Seconds(10)});
+  lock = *locks_.Acquire("d", {.lease = absl::Seconds(10)});
+  int lost = 0;
+  set->OnLost([&](LockState) {
+    ++lost;
+    *set = LockSet();
+  });
+  lock->OnLost([&](LockState) {
+    ++lost;
+    *lock = Lock();
+  });
+  clock_.AdvanceBy(absl::Seconds(10));
+  EXPECT_EQ(seen, LockState::kExpired);
+  EXPECT_EQ(left, absl::ZeroDuration());
+  EXPECT_EQ(lost, 2);
+}
+
 TEST_F(LockSetTest, SortsAndDropsDuplicates) {
   absl::StatusOr<LockSet> set = locks_.AcquireAll({"b", "a", "b", "a", "\xff", "A"});
   ASSERT_TRUE(set.ok()) << set.status();
