@@ -274,7 +274,8 @@ TEST_F(FaultInjectingProtocolTest, TheClientsClockMayRunFasterOrSlower) {
 }
 
 TEST_F(FaultInjectingProtocolTest, SaysWhatItCannotDo) {
-  const BackendCapabilities& plain = Link({})->capabilities();
+  const auto link = Link({});
+  const BackendCapabilities& plain = link->capabilities();
   EXPECT_FALSE(plain.infinite_lease);
   EXPECT_FALSE(plain.answers_at_once);
   EXPECT_FALSE(plain.hint_identifies_hold);
