@@ -261,8 +261,13 @@ class FaultInjectingProtocol::Link : public std::enable_shared_from_this<Link>, 
           if (watch->ended) return;
         }
         Subscription subscription = link->wrapped_->Watch(
-            request, [weak = std::weak_ptr<Link>(link), watch, resource](const WatchEvent& event) {
-              if (const auto link = weak.lock()) link->OnEvent(watch, resource, event);
+            // Weak, since the subscription, which `watch` owns, keeps the backend alive.
+            request,
+            [weak_link = std::weak_ptr<Link>(link), weak_watch = std::weak_ptr<Watching>(watch),
+             resource](const WatchEvent& event) {
+              const auto link = weak_link.lock();
+              const auto watch = weak_watch.lock();
+              if (link != nullptr && watch != nullptr) link->OnEvent(watch, resource, event);
             });
         absl::MutexLock lock(&watch->mu);
         // Otherwise it goes with this scope, without the mutex.
