@@ -100,6 +100,8 @@ struct Extra {
 
   LockRecord record;  // Its fence is unused but during a step: the shard has it.
   std::vector<std::shared_ptr<Watcher>> watchers;
+  // Is, or was, there a waiter whose reservation ends? Then waking it takes the time.
+  bool timed_waiters = false;
 
   // The next moment at which something here is over, and the place in the shard's heap of such
   // moments; infinite and none if nothing is.
@@ -475,7 +477,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   void StepFull(Shard& shard, SlotIndex index, bool needs_time, Outbox& outbox, Step step)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     Extra& extra = Fill(shard, index);
-    const bool timed = needs_time || extra.next_deadline != absl::InfiniteFuture();
+    const bool timed =
+        needs_time || extra.timed_waiters || extra.next_deadline != absl::InfiniteFuture();
     const absl::Time now = timed ? clock_.Now() : absl::UnixEpoch();
     const FencingToken token_before = extra.record.holder ? extra.record.holder->token : 0;
     const AcquisitionId successor_before =
@@ -650,6 +653,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       }
     }
     extra.watchers.push_back(watcher);
+    if (watcher->reservation_lease != absl::InfiniteDuration()) extra.timed_waiters = true;
     const LockRecord& record = extra.record;
     if (watcher->role == WatchRole::kHolder) {
       if (record.holder && record.successor) {
@@ -723,6 +727,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       if (shard.spare_extras.size() < kMostSpareExtras) {
         extra->full = false;
         extra->preemptible = true;
+        extra->timed_waiters = false;
         extra->owner.clear();
         extra->deadline = absl::InfiniteFuture();
         extra->record.holder.reset();

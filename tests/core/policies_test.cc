@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <utility>
@@ -19,6 +20,7 @@
 #include "latchkey/core/policy/queue_policy.h"
 #include "latchkey/core/policy/retry_policy.h"
 #include "latchkey/memory_backend/memory_backend.h"
+#include "latchkey/tests/support/fault_injecting_protocol.h"
 #include "latchkey/tests/support/lock_manager_fixture.h"
 
 namespace latchkey {
@@ -285,12 +287,126 @@ TEST_F(PoliciesTest, WithOneAttemptARequestThatWouldQueueFailsAtOnce) {
   EXPECT_FALSE(reserves->result) << "a reservation is no denial, and its polls do not count";
 }
 
-TEST_F(PoliciesTest, AttemptsAreCountedEachTimeThatTheBackendDenies) {
-  absl::StatusOr<Lock> first = locks_.Acquire("a");
-  LockManager other = NewManager();
-  auto ahead = Ask(other, "a");
-  auto two = Ask("a", {.max_attempts = 2});
-  EXPECT_FALSE(two->result);
+// Over a link on which no event arrives, so that a request learns only by asking again.
+class PollingTest : public PoliciesTest {
+ protected:
+  PollingTest()
+      : link_(std::make_shared<FaultInjectingProtocol>(
+            backend_, FaultInjectingOptions{.clock = &clock_, .faults = {.drop_event = 1}})) {}
+
+  LockManager NewPollingManager(LockManagerOptions options = {}) {
+    options.clock = &clock_;
+    options.random_seed = 1;
+    return *LockManager::Create(link_, std::move(options));
+  }
+
+  // When the request ended, counted from now; infinite if it has not after a minute.
+  absl::Duration TimeToSettle(const std::shared_ptr<Pending>& pending) {
+    const absl::Time begin = clock_.Now();
+    while (!pending->result && clock_.Now() - begin < absl::Minutes(1)) {
+      clock_.AdvanceBy(absl::Milliseconds(100));
+    }
+    return pending->result ? clock_.Now() - begin : absl::InfiniteDuration();
+  }
+
+  std::shared_ptr<FaultInjectingProtocol> link_;
+};
+
+TEST_F(PollingTest, AttemptsAreCountedEachTimeThatTheBackendDenies) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  LockManager locks = NewPollingManager({.retry = FixedDelay(absl::Seconds(1))});
+  for (const int attempts : {1, 2, 3, 5}) {
+    auto pending = Ask(locks, "a", {.max_attempts = attempts});
+    const absl::Duration settled = TimeToSettle(pending);
+    EXPECT_GE(settled, absl::Seconds(attempts - 1));
+    EXPECT_LE(settled, absl::Seconds(attempts - 1) + absl::Milliseconds(200));
+    EXPECT_EQ(ReasonOf(pending->status()), Reason::kAttemptsExhausted);
+    EXPECT_THAT(pending->status().message(), HasSubstr("'a'"));
+  }
+}
+
+TEST_F(PollingTest, TheRetryPolicySaysWhenTheBackendIsAskedAgain) {
+  const auto time_with = [&](std::shared_ptr<const RetryPolicy> retry) {
+    LockManager locks = NewPollingManager({.retry = std::move(retry)});
+    std::optional<absl::StatusOr<Lock>> held = locks_.Acquire("a");
+    auto pending = Ask(locks, "a");
+    clock_.AdvanceBy(absl::Milliseconds(10));
+    held.reset();
+    const absl::Duration settled = TimeToSettle(pending);
+    pending->result.reset();
+    clock_.AdvanceBy(absl::Milliseconds(1));  // For the release to arrive.
+    return settled;
+  };
+  EXPECT_LE(time_with(FixedDelay(absl::Seconds(1))), absl::Milliseconds(1100));
+  const absl::Duration slow = time_with(FixedDelay(absl::Seconds(20)));
+  EXPECT_GT(slow, absl::Seconds(19));
+  EXPECT_LE(slow, absl::Seconds(20));
+  EXPECT_EQ(time_with(NoRetry()), absl::InfiniteDuration()) << "nobody wakes it on this link";
+}
+
+TEST_F(PollingTest, ARequestMayOverrideTheRetryOfItsManager) {
+  LockManager locks = NewPollingManager({.retry = NoRetry()});
+  std::optional<absl::StatusOr<Lock>> held = locks_.Acquire("a");
+  auto pending = Ask(locks, "a", {.retry = FixedDelay(absl::Seconds(1))});
+  clock_.AdvanceBy(absl::Milliseconds(10));
+  held.reset();
+  EXPECT_LE(TimeToSettle(pending), absl::Milliseconds(1100));
+}
+
+// Each delay is a second longer than the one before.
+class SlowerAndSlower : public RetryPolicy {
+ public:
+  absl::Duration Delay(const RetryContext& context) const override {
+    return absl::Seconds(context.attempts);
+  }
+};
+
+TEST_F(PollingTest, ARetryPolicyOfOnesOwnTakesOneSmallClass) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  LockManager locks = NewPollingManager({.retry = std::make_shared<SlowerAndSlower>()});
+  auto pending = Ask(locks, "a", {.max_attempts = 4});
+  const absl::Duration settled = TimeToSettle(pending);
+  EXPECT_GE(settled, absl::Seconds(1 + 2 + 3));
+  EXPECT_LE(settled, absl::Seconds(1 + 2 + 3) + absl::Milliseconds(200));
+}
+
+// The news of a release is on its way to a waiter of another process: may a newcomer take the lock?
+TEST_F(PoliciesTest, BargingLetsANewcomerInBeforeTheOneThatIsWoken) {
+  for (const bool barging : {false, true}) {
+    const auto link = std::make_shared<FaultInjectingProtocol>(
+        backend_, FaultInjectingOptions{.clock = &clock_,
+                                        .faults = {.min_delay = absl::Milliseconds(5),
+                                                   .max_delay = absl::Milliseconds(5)},
+                                        .in_order = true});
+    LockManager far = *LockManager::Create(
+        link, {.clock = &clock_, .queue = PriorityQueue({.barging = barging})});
+    const std::string name = barging ? "barging" : "in order";
+    absl::StatusOr<Lock> held = locks_.Acquire(name);
+    auto waiter = Ask(far, name);
+    clock_.AdvanceBy(absl::Milliseconds(50));
+    EXPECT_TRUE(held->Release().ok());
+    absl::StatusOr<Lock> newcomer = locks_.TryAcquire(name);
+    EXPECT_EQ(newcomer.ok(), barging) << newcomer.status();
+    newcomer = absl::CancelledError();
+    clock_.AdvanceBy(absl::Seconds(10));
+    EXPECT_TRUE(waiter->granted());
+  }
+}
+
+// Work in the background may not wait at all.
+class NoBackgroundWork : public AdmissionPolicy {
+ public:
+  Admission Decide(const AdmissionContext& context) const override {
+    return context.priority < 0 ? Admission::kReject : Admission::kAdmit;
+  }
+};
+
+TEST_F(PoliciesTest, AnAdmissionPolicyOfOnesOwnTakesOneSmallClass) {
+  LockManager locks = NewManager({.admission = std::make_shared<NoBackgroundWork>()});
+  absl::StatusOr<Lock> held = locks.Acquire("a", {.priority = 1});
+  EXPECT_EQ(ReasonOf(Ask(locks, "a", {.priority = -1})->status()), Reason::kTooManyPending);
+  EXPECT_FALSE(Ask(locks, "a")->result);
+  EXPECT_FALSE(Ask(locks, "a", {.priority = -1, .admission = AdmitAll()})->result);
 }
 
 TEST_F(PoliciesTest, ATimeoutOfNothingDoesNotWait) {

@@ -51,6 +51,25 @@ TEST(MemoryBackendTest, AgreesWithTheReferenceOnRandomSteps) {
   }
 }
 
+// The hold that ends has no lease, so only the waiter's reservation needs the time.
+TEST(MemoryBackendTest, AFiniteReservationAfterAnInfiniteHoldLastsItsTime) {
+  SimulatedClock clock;
+  const auto backend = NewMemoryBackend({.clock = &clock});
+  const AcquisitionId holder = AcquisitionId::Next();
+  const AcquisitionId waiter = AcquisitionId::Next();
+  Obtain(*backend, {.resource = "r", .acquisition = holder});
+  const Subscription watch = backend->Watch(
+      {.resource = "r", .acquisition = waiter, .reservation_lease = absl::Seconds(5)},
+      [](const WatchEvent&) {});
+  EXPECT_EQ(Release(*backend, {"r", holder}), ReleaseOutcome::kReleased);
+  clock.AdvanceBy(absl::Seconds(5) - absl::Nanoseconds(1));
+  const ObtainRequest newcomer{
+      .resource = "r", .acquisition = AcquisitionId::Next(), .lease = absl::Seconds(1)};
+  EXPECT_EQ(Obtain(*backend, newcomer).outcome, ObtainOutcome::kDenied);
+  clock.AdvanceBy(absl::Nanoseconds(1));
+  EXPECT_EQ(Obtain(*backend, newcomer).outcome, ObtainOutcome::kObtained);
+}
+
 TEST(MemoryBackendTest, AnExpiredHoldIsGoneAlthoughNobodyCalls) {
   SimulatedClock clock;
   const auto backend = NewMemoryBackend({.clock = &clock, .shards = 1});
