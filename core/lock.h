@@ -111,9 +111,10 @@ class [[nodiscard]] Lock {
 
   // Gives the lock back and waits for the backend. OK if it was held until now, or released before.
   // kAborted (kStolen, kExpired, kLost) if it was lost: nothing is released then, and a successor
-  // is not touched. kUnknown or kUnavailable if the backend could not be asked: it will try again
-  // in the background until the lease is over. kFailedPrecondition on an empty lock, and inside a
-  // callback of the library if the backend does not answer at once (the release is under way then).
+  // is not touched. kUnknown or kUnavailable if the backend could not be asked; whether it tries
+  // again by itself is the backend's affair (the Redis one does), and the end of the lease settles
+  // it in any case. kFailedPrecondition on an empty lock, and inside a callback of the library if
+  // the backend does not answer at once (the release is under way then).
   absl::Status Release();
 
   // The same without waiting; `done` runs on the manager's executor with the status, also if this
