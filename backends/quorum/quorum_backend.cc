@@ -37,6 +37,7 @@ struct Node {
   bool own = false;        // This attempt's id obtained the hold here,
   bool reentered = false;  // or entered a hold of another attempt of its owner.
   bool again = false;      // The last answer was of the very hold that we knew here.
+  bool had = false;        // kAsked: granted until then. It is asked again, not lost.
   FencingToken token = 0;
   absl::Time deadline = absl::InfinitePast();  // kGranted, by our clock.
   FencingToken confirming = 0;                 // Asked to confirm this.
@@ -260,6 +261,7 @@ void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     absl::MutexLock lock(&attempt->mutex);
     attempt->round = round;
     for (Node& node : attempt->nodes) {
+      node.had = node.vote == Vote::kGranted;
       node.vote = Vote::kAsked;
       node.signalled = false;
       node.confirming = 0;
@@ -912,7 +914,8 @@ void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const 
     size_t held = 0;
     size_t claimable = 0;
     for (const Node& other : attempt->nodes) {
-      const bool granted = other.vote == Vote::kGranted;
+      const bool granted =
+          other.vote == Vote::kGranted || (other.vote == Vote::kAsked && other.had);
       held += granted && !other.lost ? 1 : 0;
       whole += granted && !other.lost && !other.yielding ? 1 : 0;
       claimable += granted || other.signalled ? 1 : 0;
