@@ -85,7 +85,7 @@ ObtainReply Reenter(LockRecord& record, const ObtainRequest& request, absl::Time
     holder.preemptible = false;
     effects.changed = true;
   }
-  if (record.successor && record.successor->priority <= holder.priority) {
+  if (record.successor && (record.successor->priority <= holder.priority || !holder.preemptible)) {
     Displace(record, effects);
     Tell(effects, holder.handles, {.kind = WatchEventKind::kYieldWithdrawn});
   }

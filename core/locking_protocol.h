@@ -321,8 +321,9 @@ class LockingProtocol {
 
   // Asks for the resource, in this order:
   //   1. The same owner holds: add the handle; the hold's priority becomes the larger of both, and
-  //      it stays preemptible only if both are; a successor that no longer outranks it is dropped
-  //      (kDisplaced) and the lease is not renewed. -> kReentered.
+  //      it stays preemptible only if both are; a successor that could not reserve it any more (it
+  //      does not outrank it, or the hold is not preemptible) is dropped (kDisplaced), and the
+  //      lease is not renewed. -> kReentered.
   //   2. Nobody holds, and there is no successor, or it is this acquisition, or this priority is
   //      above the successor's (which is displaced): a new hold with token = ++fence. -> kObtained.
   //   3. The holder is preemptible, its priority is below both `priority` and `reserve_below`, and

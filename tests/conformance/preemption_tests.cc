@@ -406,6 +406,23 @@ TEST_P(ConformanceTest, AReentryOfEqualOrHigherPriorityDropsTheReservation) {
   }
 }
 
+TEST_P(ConformanceTest, AReentryThatIsNotPreemptibleDropsTheReservation) {
+  Attempt outer = Party("holder", 1);
+  Attempt thief = Thief("thief", 5);
+  Attempt inner = Party("holder", 1);
+  inner.request.preemptible = false;
+  ASSERT_TRUE(Obtains(outer));
+  ASSERT_TRUE(Reserves(thief));
+  EXPECT_EQ(Obtain(inner).outcome, ObtainOutcome::kReentered);
+  EXPECT_EQ(Extend(outer, Long()).outcome, ExtendOutcome::kExtended);
+  EXPECT_TRUE(IsDenied(thief));
+  EXPECT_EQ(Release(thief), ReleaseOutcome::kNotHeld) << "it has nothing to withdraw";
+  Release(inner);
+  EXPECT_TRUE(IsDenied(thief)) << "the hold stays what it has become";
+  Release(outer);
+  EXPECT_TRUE(Obtains(thief));
+}
+
 TEST_P(ConformanceTest, AVictimsLateStepsDoNotTouchTheSuccessor) {
   Attempt holder = Party("holder", 1);
   Attempt thief = Thief("thief", 2);

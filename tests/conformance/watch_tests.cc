@@ -125,6 +125,35 @@ TEST_P(ConformanceTest, AHolderIsToldThatItsOwnReentryEndedTheReservation) {
   NextEvent(watched, kYieldWithdrawn);
 }
 
+TEST_P(ConformanceTest, AHolderIsToldThatItsReentryThatIsNotPreemptibleEndedTheReservation) {
+  NEEDS_EVENTS();
+  Attempt holder = Party("holder", 1);
+  ASSERT_TRUE(Obtains(holder));
+  const Watched watched = WatchAsHolder(holder);
+  Attempt thief = Thief("thief", 7);
+  ASSERT_TRUE(Reserves(thief));
+  NextEvent(watched, kYieldRequested);
+  Attempt inner = Party("holder", 1);
+  inner.request.preemptible = false;
+  Obtain(inner);
+  NextEvent(watched, kYieldWithdrawn);
+}
+
+TEST_P(ConformanceTest, AHolderThatRepeatsItselfNotPreemptibleIsToldThatTheReservationIsGone) {
+  NEEDS_EVENTS();
+  Attempt holder = Party("holder", 1);
+  ASSERT_TRUE(Obtains(holder));
+  const Watched watched = WatchAsHolder(holder);
+  Attempt thief = Thief("thief", 7);
+  ASSERT_TRUE(Reserves(thief));
+  NextEvent(watched, kYieldRequested);
+  holder.request.preemptible = false;
+  EXPECT_EQ(Obtain(holder).outcome, ObtainOutcome::kReentered);
+  NextEvent(watched, kYieldWithdrawn);
+  EXPECT_TRUE(HeardNothing(watched)) << "it has not lost its hold";
+  EXPECT_TRUE(Holds(holder));
+}
+
 TEST_P(ConformanceTest, AHolderIsToldOfAHigherThiefInPlaceOfTheFirst) {
   NEEDS_EVENTS();
   Attempt holder = Party("holder", 1);
@@ -401,6 +430,25 @@ TEST_P(ConformanceTest, AThiefIsToldThatTheHolderOutrankedIt) {
   Attempt raise = Party("holder", 2);
   Obtain(raise);
   NextEvent(watched, kDisplaced);
+}
+
+TEST_P(ConformanceTest, AThiefIsToldThatTheHoldIsNotPreemptibleAnyMore) {
+  NEEDS_EVENTS();
+  Attempt holder = Party("holder", 1);
+  Attempt thief = Thief("thief", 2);
+  ASSERT_TRUE(Obtains(holder));
+  ASSERT_TRUE(Reserves(thief));
+  const Watched watched = WatchAsWaiter(thief);
+  Attempt inner = Party("holder", 1);
+  inner.request.preemptible = false;
+  Obtain(inner);
+  NextEvent(watched, kDisplaced);
+  // It goes on waiting.
+  EXPECT_TRUE(IsDenied(thief));
+  Release(inner);
+  Release(holder);
+  NextEvent(watched, kHoldEnded);
+  EXPECT_TRUE(Obtains(thief));
 }
 
 TEST_P(ConformanceTest, AThiefIsToldThatItsReservationRanOut) {

@@ -170,6 +170,31 @@ TEST_F(LockRecordTest, ReentryBelowTheSuccessorKeepsIt) {
   EXPECT_THAT(Told(), IsEmpty());
 }
 
+TEST_F(LockRecordTest, ReentryThatIsNotPreemptibleDropsTheSuccessor) {
+  HoldAndReserve();
+  ObtainRequest inner = Request(kOther, "a", 1);
+  inner.preemptible = false;
+  EXPECT_EQ(Obtain(inner).outcome, ObtainOutcome::kReentered);
+  EXPECT_FALSE(record_.successor);
+  EXPECT_EQ(record_.holder->priority, 1);
+  EXPECT_THAT(Told(), ElementsAre("displaced 2.1", "yield withdrawn 1.1 1.2 4.1"));
+  EXPECT_EQ(Extend(kA, absl::Seconds(20)).outcome, ExtendOutcome::kExtended);
+  EXPECT_EQ(Obtain(ThiefRequest(kThief, "thief", 5)).outcome, ObtainOutcome::kDenied);
+}
+
+TEST_F(LockRecordTest, ReentryThatIsNotPreemptibleEndsAGraceThatRan) {
+  Obtain(Request(kA, "a", 1));
+  ObtainRequest thief = ThiefRequest(kThief, "thief", 5);
+  thief.grace = absl::Seconds(1);
+  EXPECT_EQ(Obtain(thief).outcome, ObtainOutcome::kReserved);
+  ObtainRequest inner = Request(kA2, "a", 1);
+  inner.preemptible = false;
+  Obtain(inner);
+  now_ += absl::Seconds(1);
+  EXPECT_EQ(Obtain(thief).outcome, ObtainOutcome::kDenied);
+  EXPECT_THAT(record_.holder->handles, ElementsAre(kA, kA2));
+}
+
 TEST_F(LockRecordTest, AReservationTellsEveryHandleToYield) {
   HoldAndReserve();
   EXPECT_EQ(record_.successor->acquisition, kThief);
@@ -548,6 +573,7 @@ void ExpectInvariants(const LockRecord& record, absl::Time now) {
     if (record.holder) {
       EXPECT_GT(record.successor->priority, record.holder->priority)
           << "a successor strictly outranks the holder";
+      EXPECT_TRUE(record.holder->preemptible) << "nobody waits for this holder to yield";
       EXPECT_EQ(std::count(record.holder->handles.begin(), record.holder->handles.end(),
                            record.successor->acquisition),
                 0)

@@ -150,6 +150,12 @@ inline grant(x, preemptible) {
 #else
 #define PREEMPTIBLE h_preemptible
 #endif
+/* A hold that was entered again may have risen above its successor, or be preemptible no more. */
+#ifdef MUT_REENTRY_KEEPS_THE_RESERVATION
+#define COULD_NOT_RESERVE_NOW(x) (PRIO(ACTOR_OF(x)) <= h_prio)
+#else
+#define COULD_NOT_RESERVE_NOW(x) (PRIO(ACTOR_OF(x)) <= h_prio || !h_preemptible)
+#endif
 #ifdef FORCED
 #define GRACE_OVER(x, grace) ((grace) != 0 && s_id == (x) + 1 && s_grace == 0)
 #else
@@ -179,7 +185,7 @@ inline obtain(x, preemptible, below, grace) {
      h_prio = (PRIO(ACTOR_OF(x)) > h_prio -> PRIO(ACTOR_OF(x)) : h_prio);
      h_preemptible = h_preemptible && preemptible;
      if
-     :: s_id != 0 && PRIO(ACTOR_OF(s_id - 1)) <= h_prio -> clear_successor()
+     :: s_id != 0 && COULD_NOT_RESERVE_NOW(s_id - 1) -> clear_successor()
      :: else
      fi;
      answer = GRANTED;

@@ -300,7 +300,8 @@ active proctype Monitor() {
        CHECK(I3_extension_promises_too_much, I3(0) || I3(1) || I3(2));
        CHECK(I4_hold_inconsistent, (h_owner == 0) != (h_ids == 0) || (h_owner == 0) != (h_left == 0));
        CHECK(I5_successor_without_right, s_id != 0 && h_owner != 0 &&
-             (PRIO(ACTOR_OF(s_id - 1)) <= h_prio || OWNER(ACTOR_OF(s_id - 1)) + 1 == h_owner)) }
+             (PRIO(ACTOR_OF(s_id - 1)) <= h_prio || !h_preemptible ||
+              OWNER(ACTOR_OF(s_id - 1)) + 1 == h_owner)) }
   od
 }
 #endif

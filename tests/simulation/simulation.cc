@@ -587,6 +587,9 @@ class Simulation {
         Violate("S3", resource.bytes(), " is held with priority ", state.holder_priority,
                 " and reserved with ", state.successor_priority);
       }
+      if (state.held && state.reserved && !state.preemptible) {
+        Violate("S3", resource.bytes(), " is reserved, although its holder is not preemptible");
+      }
     });
   }
 
@@ -894,9 +897,6 @@ Scenario MakeScenario(uint64_t seed, World world, Bug bug) {
       op.skip_queue = random.OneIn(8);
       op.work = random.OneIn(6) ? absl::InfiniteDuration()
                                 : random.Between(absl::Milliseconds(1), absl::Seconds(8));
-      // Entered again so that it is not preemptible any more, a hold keeps the reservation that
-      // stood; nobody may then displace that, and the order of thieves is not promised.
-      if (op.owner >= 0) op.preemptible = true;
       if (!op.preemptible && op.work == absl::InfiniteDuration()) op.work = absl::Seconds(5);
       if (random.OneIn(2)) {
         op.reaction = random.Between(absl::ZeroDuration(), absl::Milliseconds(500));

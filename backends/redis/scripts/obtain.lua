@@ -62,7 +62,8 @@ if same_owner then
   end
   if priority > holder_priority then holder_priority, holder_changed = priority, true end
   if preemptible == '1' and ARGV[6] == '0' then preemptible, holder_changed = '0', true end
-  if successor and successor_priority <= holder_priority then
+  -- It could not reserve this hold any more.
+  if successor and (successor_priority <= holder_priority or preemptible == '0') then
     displace()
     tell_holder('N', '')
   end
