@@ -827,7 +827,7 @@ void ManagerCore::NoteHolder(const Waiter& waiter) {
 bool ManagerCore::IsCertain(const WaitGraph::Circle& circle) const {
   for (const WaitGraph::Link& link : circle.links) {
     if (link.certain) continue;
-    if (!capabilities_.inspect) return false;  // The polls to come will tell.
+    if (!capabilities_.inspect) return false;
     bool held = false;
     backend_->Inspect(link.waiter->name, [&](const ResourceState& state) {
       held = state.held && state.holder_owner == link.holder;
@@ -837,9 +837,36 @@ bool ManagerCore::IsCertain(const WaitGraph::Circle& circle) const {
   return graph_->Stands(circle);
 }
 
+void ManagerCore::AskAboutHolders(const WaitGraph::Circle& circle) {
+  for (const WaitGraph::Link& link : circle.links) {
+    if (link.certain) continue;
+    CoreShard& shard = *link.waiter->shard;
+    bool ask = false;
+    {
+      absl::MutexLock lock(&shard.mu);
+      const auto queue = shard.queues.find(link.waiter->resource);
+      if (queue == shard.queues.end()) continue;
+      // Any answer about this resource will do, and only those that are registered ask.
+      for (const RefPtr<Waiter>& waiter : queue->second->registered) {
+        waiter->shard->mu.AssertHeld();
+        if (waiter->queue == nullptr) continue;
+        if (waiter->asking && waiter->graph_time >= link.certain_from) break;
+        // It counts as no attempt of its own.
+        if (!waiter->asking && waiter->attempts > 0) waiter->looking = true;
+        ask = waiter->ask_due = true;
+        break;
+      }
+    }
+    if (ask) shard.core->Pump(shard, link.waiter->resource);
+  }
+}
+
 void ManagerCore::ResolveDeadlocks() {
   for (const WaitGraph::Circle& circle : graph_->TakeSuspects()) {
-    if (!IsCertain(circle)) continue;
+    if (!IsCertain(circle)) {
+      if (!capabilities_.inspect) AskAboutHolders(circle);
+      continue;
+    }
     Waiter& victim = circle.Victim();
     {
       absl::MutexLock lock(&victim.shard->mu);

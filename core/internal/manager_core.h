@@ -317,6 +317,8 @@ class ManagerCore {
   // Makes sure of the circles that the graph suspects, and ends them. With no mutex held.
   void ResolveDeadlocks();
   bool IsCertain(const WaitGraph::Circle& circle) const;
+  // Where Inspect is missing: has the holders asked for anew that are not certain yet.
+  static void AskAboutHolders(const WaitGraph::Circle& circle);
   // Has the backend to be told that this waiter does not want the lock any more?
   bool MayHaveLeftSomething(const Waiter& waiter) const;
   absl::Status GiveUpError(const Waiter& waiter, Reason reason) const;

@@ -102,9 +102,11 @@ void WaitGraph::Search(const std::string& resource) {
   Circle circle;
   for (size_t i = 0; i < path.size(); ++i) {
     const Resource& held = resources_[path[i].waiter->resource];
+    const uint64_t since = path[(i + 1) % path.size()].since;
     circle.links.push_back({.waiter = RefPtr<Waiter>::Share(path[i].waiter),
                             .holder = held.holder,
-                            .certain = held.asked >= path[(i + 1) % path.size()].since});
+                            .certain = held.asked >= since,
+                            .certain_from = since});
   }
   suspects_.push_back(std::move(circle));
   suspects_count_.fetch_add(1, std::memory_order_relaxed);

@@ -39,6 +39,8 @@ class WaitGraph {
     RefPtr<Waiter> waiter;
     std::string holder;
     bool certain = false;
+    // When the holder began to wait: what was asked then or later makes the link certain.
+    uint64_t certain_from = 0;
   };
   // Each one's holder is the owner of the next one's waiter.
   struct Circle {

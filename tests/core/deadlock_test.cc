@@ -25,6 +25,38 @@ using ::testing::HasSubstr;
 
 class DeadlockTest : public LockManagerFixture {};
 
+// The in-memory backend as one with a network would be: nothing can be inspected, and events may be
+// lost (all of them, if `deaf`).
+class WithoutInspect : public LockingProtocol {
+ public:
+  explicit WithoutInspect(std::shared_ptr<LockingProtocol> inner, bool deaf = false)
+      : inner_(std::move(inner)), deaf_(deaf) {
+    capabilities_ = inner_->capabilities();
+    capabilities_.inspect = false;
+    capabilities_.answers_at_once = false;
+    capabilities_.reliable_events = false;
+  }
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    inner_->Obtain(request, std::move(done));
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    inner_->Release(hold, std::move(done));
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    inner_->Extend(hold, lease, std::move(done));
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    return deaf_ ? Subscription() : inner_->Watch(request, std::move(on_event));
+  }
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+
+ private:
+  const std::shared_ptr<LockingProtocol> inner_;
+  const bool deaf_;
+  BackendCapabilities capabilities_;
+};
+
 TEST_F(DeadlockTest, TheRequestThatClosesTheCircleFailsAndSaysWhoWaitsForWhom) {
   absl::StatusOr<Lock> x = locks_.Acquire("x", {.owner = "ann"});
   absl::StatusOr<Lock> y = locks_.Acquire("y", {.owner = "bob"});
@@ -95,6 +127,43 @@ TEST_F(DeadlockTest, BlockedThreadsAreFreed) {
   absl::StatusOr<Lock> y = locks_.Acquire("y", {.owner = "bob"});
   auto ann = Ask("y", {.owner = "ann"});
   EXPECT_EQ(ReasonOf(locks_.Acquire("x", {.owner = "bob"}).status()), Reason::kDeadlock);
+}
+
+TEST_F(DeadlockTest, WhereNothingCanBeInspectedTheHoldersAreAskedForAtOnce) {
+  LockManager locks = *LockManager::Create(std::make_shared<WithoutInspect>(backend_),
+                                           {.clock = &clock_, .retry = NoRetry()});
+  // The first link of the circle is seen before the last owner waits, so it has to be seen again.
+  constexpr int kLength = 5;
+  std::vector<Lock> held;
+  std::vector<std::shared_ptr<Pending>> waits;
+  const auto name = [](int i) { return absl::StrCat("r", i % kLength); };
+  for (int i = 0; i < kLength; ++i) {
+    held.push_back(*locks.Acquire(name(i), {.owner = absl::StrCat("o", i)}));
+  }
+  for (int i = 0; i < kLength; ++i) {
+    // Being asked about again is no attempt.
+    waits.push_back(Ask(locks, name(i + 1), {.owner = absl::StrCat("o", i), .max_attempts = 3}));
+    EXPECT_EQ(waits.back()->failed(), i == kLength - 1);
+  }
+  EXPECT_EQ(ReasonOf(waits.back()->status()), Reason::kDeadlock) << waits.back()->status();
+  for (int i = 0; i + 1 < kLength; ++i) EXPECT_FALSE(waits[i]->result);
+}
+
+TEST_F(DeadlockTest, WhereNothingCanBeInspectedAHolderThatHasLeftMakesNoCircle) {
+  LockManager locks =
+      *LockManager::Create(std::make_shared<WithoutInspect>(backend_, /*deaf=*/true),
+                           {.clock = &clock_, .retry = NoRetry()});
+  absl::StatusOr<Lock> x = locks.Acquire("x", {.owner = "ann"});
+  std::optional<Lock> y = *locks.Acquire("y", {.owner = "bob"});
+  auto ann = Ask(locks, "y", {.owner = "ann"});
+  EXPECT_FALSE(ann->result);
+  // What was heard of 'y' is old by now.
+  y.reset();
+  absl::StatusOr<Lock> other = locks_.Acquire("y", {.owner = "cat"});
+  ASSERT_TRUE(other.ok());
+  auto bob = Ask(locks, "x", {.owner = "bob"});
+  EXPECT_FALSE(bob->result);
+  EXPECT_FALSE(ann->result);
 }
 
 TEST_F(DeadlockTest, ScopedOwnersCount) {
