@@ -47,8 +47,8 @@ int AddRounds(const std::string& url, const std::filesystem::path& path) {
     }
     const int number = Read(path);
     std::ofstream(path) << number + 1;
-    // ~Lock would do, but this process ends after the last round: wait until the server knows, or
-    // the others wait for the end of the lease.
+    // ~Lock would do, but this process ends by _exit(), which waits for nothing: wait until the
+    // server knows, or the others wait for the end of the lease.
     if (absl::Status released = lock->Release(); !released.ok()) {
       std::cerr << released << "\n";
       return EXIT_FAILURE;

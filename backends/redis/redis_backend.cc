@@ -2,7 +2,6 @@
 
 #include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <signal.h>
 #include <uv.h>
 
 #include <algorithm>
@@ -11,7 +10,6 @@
 #include <optional>
 #include <random>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -25,6 +23,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "latchkey/backends/redis/connection.h"
+#include "latchkey/backends/redis/io_thread.h"
 #include "latchkey/backends/redis/redis_url.h"
 #include "latchkey/backends/redis/wire.h"
 #include "latchkey/core/lock_error.h"
@@ -115,10 +114,11 @@ class Core : public Connection::Listener {
 
   // Starts the thread, which keeps `self` alive until it ends.
   static void Start(const std::shared_ptr<Core>& self);
+  const std::shared_ptr<IoThread>& thread() const { return thread_; }
   // The first connections' outcome.
   absl::Status AwaitConnection();
   // Ends the thread, after giving releases that are under way their time. From the thread itself it
-  // does not wait.
+  // does not wait; the end of the program does (io_thread.h).
   void Stop();
 
   void Submit(size_t connection, std::unique_ptr<Call> call) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -187,7 +187,7 @@ class Core : public Connection::Listener {
   const std::string marker_key_;
   SSL_CTX* const tls_;
 
-  std::thread thread_;
+  const std::shared_ptr<IoThread> thread_;
   uv_async_t wake_;
 
   absl::Mutex mutex_;
@@ -361,6 +361,7 @@ class ReleaseCall final : public ScriptedCall {
         connection_(connection),
         until_ms_(until_ms),
         repeats_(repeats),
+        under_way_(core.thread()),
         done_(std::move(done)) {}
 
  private:
@@ -389,6 +390,7 @@ class ReleaseCall final : public ScriptedCall {
   const size_t connection_;
   const uint64_t until_ms_;  // 0: not yet decided.
   const int repeats_;
+  const IoThread::UnderWay under_way_;  // Until after `done_`, which may be the last to need us.
   ReleaseCallback done_;
 };
 
@@ -465,7 +467,8 @@ Core::Core(RedisBackendOptions options, RedisAddress address, SSL_CTX* tls)
       client_(NewClientId()),
       channel_prefix_(ChannelPrefix(options_.key_prefix)),
       marker_key_(MarkerKey(options_.key_prefix)),
-      tls_(tls) {
+      tls_(tls),
+      thread_(std::make_shared<IoThread>(options_.shutdown_timeout)) {
   uv_loop_init(&loop_);
   uv_async_init(&loop_, &wake_, [](uv_async_t*) {});
   uv_prepare_init(&loop_, &prepare_);
@@ -499,24 +502,11 @@ Core::~Core() {
 }
 
 void Core::Start(const std::shared_ptr<Core>& self) {
-  // Signals are the program's business, and writing to a closed socket must not end it: hiredis
-  // does not ask for MSG_NOSIGNAL.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, &before);
-  self->thread_ = std::thread([keep = self]() mutable {
-    const std::shared_ptr<Core> core = std::move(keep);
-    core->Run();
-  });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  self->thread_->Start([core = self] { core->Run(); },
+                       [core = self.get()] { uv_async_send(&core->wake_); });
 }
 
-// Which core's thread this is.
-thread_local const Core* current_core = nullptr;
-
 void Core::Run() {
-  current_core = this;
   uv_prepare_start(&prepare_,
                    [](uv_prepare_t* prepare) { static_cast<Core*>(prepare->data)->Drain(); });
   for (auto& connection : commands_) connection->Start();
@@ -551,18 +541,7 @@ void Core::Stop() {
     stopping_ = true;
   }
   uv_async_send(&wake_);
-  bool ended = false;
-  if (current_core != this) {
-    // A look-up of a host's name cannot always be interrupted; then the thread ends on its own.
-    absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithTimeout(absl::Condition(&ended_), options_.shutdown_timeout + absl::Seconds(1));
-    ended = ended_;
-  }
-  if (ended) {
-    thread_.join();
-  } else {
-    thread_.detach();
-  }
+  thread_->Finish();
 }
 
 void Core::BeginStop() {
@@ -577,6 +556,7 @@ void Core::BeginStop() {
 
 void Core::CloseAll() {
   if (std::exchange(closed_, true)) return;
+  thread_->Close();
   retries_.clear();
   look_at_.clear();
   for (auto& connection : commands_) connection->Stop();
@@ -600,7 +580,7 @@ void Core::Post(Task task) {
     ended = ended_;
     if (!ended) {
       // The thread itself looks here before it sleeps.
-      wake = tasks_.empty() && current_core != this && !stopping_;
+      wake = tasks_.empty() && !thread_->IsCurrent() && !stopping_;
       tasks_.push_back(std::move(task));
     }
   }
@@ -640,6 +620,9 @@ void Core::Drain() {
     } else if (task.cancel != nullptr) {
       WatchEntry& watch = *task.cancel;
       ForgetTimer(watch);
+      // A look that is under way keeps the entry; what it would have told, and whatever that keeps
+      // alive, goes now.
+      watch.on_event = nullptr;
       bool others = false;
       auto [begin, end] = watches_.equal_range(watch.acquisition);
       for (auto it = begin; it != end;) {
@@ -658,6 +641,8 @@ void Core::Drain() {
     }
   }
   for (auto& connection : commands_) connection->Flush();
+  tasks.clear();
+  thread_->Settle();
   if (stopping) {
     if (!stop_begun_) BeginStop();
     size_t under_way = 0;

@@ -83,7 +83,10 @@ struct RedisBackendOptions {
   // 30 ms to 1 h.
   absl::Duration waiter_lease = absl::Seconds(6);
 
-  // How long the backend's destructor waits for releases that are under way.
+  // How long the backend's destructor waits for what is under way, so that a release is not lost.
+  // The last user of a backend may be the completion of a release, on the backend's own thread;
+  // then the end of the program (return from main, exit()) waits instead, as it does for every
+  // release that is under way. _exit() and a signal wait for nothing. At most 1 h.
   absl::Duration shutdown_timeout = absl::Milliseconds(500);
 
   RedisTlsOptions tls = {};

@@ -6,7 +6,8 @@ command -v redis-server >/dev/null || {
   exit 1
 }
 folder="$(mktemp -d)"
-redis-server --port 0 --unixsocket "$folder/socket" --dir "$folder" --save "" >"$folder/log" 2>&1 &
+: >"$folder/log"
+redis-server --port 0 --unixsocket "$folder/socket" --dir "$folder" --save "" >>"$folder/log" 2>&1 &
 server="$!"
 trap 'kill -9 "$server" 2>/dev/null; wait "$server" 2>/dev/null || true; rm -rf "$folder"' EXIT
 # It says when it is ready; it ends if it cannot start.

@@ -1,0 +1,150 @@
+#include "latchkey/backends/redis/io_thread.h"
+
+#include <openssl/ssl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "absl/base/no_destructor.h"
+
+namespace latchkey::redis {
+namespace {
+
+// What a thread may take to end once nothing is under way any more. Only the look-up of a host's
+// name can take longer: it cannot be interrupted.
+constexpr absl::Duration kEnding = absl::Seconds(1);
+
+thread_local const IoThread* current = nullptr;
+
+}  // namespace
+
+// Every thread that was started and not joined yet.
+struct IoThreads {
+  absl::Mutex mutex;
+  std::vector<std::shared_ptr<IoThread>> threads ABSL_GUARDED_BY(mutex);
+  // A child made by fork() has the list, and none of the threads.
+  std::atomic<pid_t> process{0};
+
+  static IoThreads& All() {
+    static absl::NoDestructor<IoThreads> all;
+    return *all;
+  }
+
+  void Add(std::shared_ptr<IoThread> thread) {
+    // OpenSSL registers its own clean-up now, so that it runs after the wait and not before.
+    static const bool registered =
+        OPENSSL_init_ssl(0, nullptr) == 1 && atexit([] { All().WaitAtExit(); }) == 0;
+    static_cast<void>(registered);
+    process = getpid();
+    std::vector<std::shared_ptr<IoThread>> over;
+    {
+      absl::MutexLock lock(&mutex);
+      for (const auto& other : threads) {
+        if (other->process_ != getpid()) continue;
+        absl::MutexLock other_lock(&other->mutex_);
+        if (other->finishing_ && other->over_) over.push_back(other);
+      }
+      threads.push_back(std::move(thread));
+    }
+    // Those that could not be waited for when their backends went.
+    for (const auto& other : over) other->Join();
+  }
+
+  void Remove(const IoThread* thread) {
+    absl::MutexLock lock(&mutex);
+    std::erase_if(threads, [thread](const auto& other) { return other.get() == thread; });
+  }
+
+  void WaitAtExit() {
+    if (process != getpid()) return;
+    std::vector<std::shared_ptr<IoThread>> all;
+    {
+      absl::MutexLock lock(&mutex);
+      all = threads;
+    }
+    for (const auto& thread : all) {
+      if (thread->process_ == getpid() && !thread->IsCurrent()) thread->WaitAtExit();
+    }
+  }
+};
+
+void IoThread::Start(absl::AnyInvocable<void() &&> body, absl::AnyInvocable<void()> wake) {
+  process_ = getpid();
+  IoThreads::All().Add(shared_from_this());
+  // Signals are the program's business, and writing to a closed socket must not end it: hiredis
+  // does not ask for MSG_NOSIGNAL.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &before);
+  {
+    absl::MutexLock lock(&mutex_);
+    wake_ = std::move(wake);
+    thread_ = std::thread([self = shared_from_this(), body = std::move(body)]() mutable {
+      current = self.get();
+      std::move(body)();
+      body = nullptr;
+      absl::MutexLock lock(&self->mutex_);
+      self->over_ = true;
+    });
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+bool IoThread::IsCurrent() const { return current == this; }
+
+bool IoThread::AwaitOver(absl::Duration most) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(&over_), most);
+}
+
+void IoThread::Join() {
+  std::thread thread;
+  {
+    absl::MutexLock lock(&mutex_);
+    thread = std::move(thread_);
+  }
+  if (thread.joinable()) thread.join();
+  IoThreads::All().Remove(this);
+}
+
+void IoThread::Finish() {
+  {
+    absl::MutexLock lock(&mutex_);
+    finishing_ = true;
+  }
+  if (!IsCurrent() && AwaitOver(patience_ + kEnding)) Join();
+}
+
+void IoThread::Close() {
+  absl::MutexLock lock(&mutex_);
+  closing_ = true;
+}
+
+void IoThread::SettleSlowly() {
+  if (under_way_.load(std::memory_order_acquire) > 0) return;
+  absl::MutexLock lock(&mutex_);
+  settled_ = true;
+}
+
+void IoThread::WaitAtExit() {
+  settle_asked_.store(true, std::memory_order_release);
+  bool ends = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    // What is under way may be the last that needs the backend, so only then it is clear whether
+    // the thread ends.
+    if (!closing_) wake_();
+    const auto settled = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return over_ || closing_ || settled_;
+    };
+    mutex_.AwaitWithTimeout(absl::Condition(&settled), patience_);
+    ends = over_ || finishing_;
+  }
+  if (ends && AwaitOver(patience_ + kEnding)) Join();
+}
+
+}  // namespace latchkey::redis
