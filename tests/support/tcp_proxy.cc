@@ -163,6 +163,18 @@ void TcpProxy::AwaitHeldReplies() {
   mutex_.AwaitWithTimeout(absl::Condition(&held), absl::Seconds(45));
 }
 
+void TcpProxy::AwaitHeldRequests() {
+  absl::MutexLock lock(&mutex_);
+  auto held = [this] {
+    mutex_.AssertReaderHeld();
+    for (const Pair& pair : pairs_) {
+      if (!pair.dead && !pair.to_server.empty()) return true;
+    }
+    return false;
+  };
+  mutex_.AwaitWithTimeout(absl::Condition(&held), absl::Seconds(45));
+}
+
 void TcpProxy::Run() {
   for (;;) {
     std::vector<pollfd> fds = {{.fd = listener_, .events = POLLIN, .revents = 0},

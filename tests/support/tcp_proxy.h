@@ -39,8 +39,9 @@ class TcpProxy {
   void HalfClose() ABSL_LOCKS_EXCLUDED(mutex_);
 
   int connections() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Bytes kept back towards clients right now.
+  // Waits until something towards clients, or towards the server, is kept back.
   void AwaitHeldReplies() ABSL_LOCKS_EXCLUDED(mutex_);
+  void AwaitHeldRequests() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   struct Pair {
