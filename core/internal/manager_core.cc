@@ -16,11 +16,17 @@
 namespace latchkey::internal {
 namespace {
 
-// Rule C8: a reservation lasts at most a sixth of the lease that it waits for; rule C5: it is
-// polled well within that time.
+// Rule C8: a reservation is short beside the lease that it waits for, so that a thief which dies
+// leaves its victim the time to renew. At first nothing is known but the thief's own lease, of
+// which it takes a sixth. If by the answer that is more than half of what the victim has left, it
+// takes a sixth of that instead; see ReservationLease.
 constexpr int kReservationPart = 6;
-constexpr double kPollPart = 0.4;
+constexpr int kMostOfTheRest = 2;
 constexpr absl::Duration kShortestReservation = absl::Milliseconds(1);
+// So many times as long as an answer took, at least: the next poll is to come in time (rule C5).
+constexpr int kRoundTripsReserved = 5;
+// Rule C5: it is polled well within that time.
+constexpr double kPollPart = 0.4;
 
 // Where barging is allowed, a blocked thread that was woken competes with those that come by. After
 // this time it has been overtaken often enough, and the lock is handed to it (as Go's sync.Mutex
@@ -77,6 +83,7 @@ Waiter::Waiter(CoreShard* in_shard, ResourceName resource_name, const Plan& from
       owner(from.owner),
       plan(from),
       options(with),
+      reservation_lease(from.reservation_lease),
       done(std::move(call)) {
   plan.owner = owner;
   shard->Ref();
@@ -1096,12 +1103,13 @@ void ManagerCore::Ask(RefPtr<Waiter> waiter) {
   Waiter& w = *waiter;
   const bool timed = !capabilities_.answers_at_once || w.plan.lease != absl::InfiniteDuration() ||
                      w.plan.grace.has_value();
+  ObtainRequest request = RequestOf(w.name, w.id, w.plan);
   {
     absl::MutexLock lock(&w.shard->mu);
     w.asked_at = timed || w.time_matters ? clock_.Now() : kUntimed;
+    request.reservation_lease = w.reservation_lease;
     if (graph_ != nullptr) w.graph_time = graph_->Now();
   }
-  const ObtainRequest request = RequestOf(w.name, w.id, w.plan);
   backend_->Obtain(request, [this, waiter = std::move(waiter)](absl::StatusOr<ObtainReply> answer) {
     OnAnswer(waiter, std::move(answer));
   });
@@ -1109,6 +1117,7 @@ void ManagerCore::Ask(RefPtr<Waiter> waiter) {
 
 void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
   Waiter& w = *waiter;
+  ObtainRequest request = RequestOf(w.name, w.id, w.plan);
   {
     absl::MutexLock lock(&w.shard->mu);
     // It is out of the queue, or somebody asks for it.
@@ -1116,9 +1125,9 @@ void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
     w.asking = true;
     w.ask_due = false;
     w.asked_at = clock_.Now();
+    request.reservation_lease = w.reservation_lease;
     if (graph_ != nullptr) w.graph_time = graph_->Now();
   }
-  const ObtainRequest request = RequestOf(w.name, w.id, w.plan);
   absl::StatusOr<ObtainReply> answer = AskNow(request);
   for (Spin spin; answer.ok() && answer->outcome == ObtainOutcome::kDenied && spin.Again();) {
     answer = AskNow(request);
@@ -1201,14 +1210,22 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
     }
     case ObtainOutcome::kReserved: {
       waiter.looking = false;
+      const absl::Duration asked_for = waiter.reservation_lease;
+      if (asked_for != absl::InfiniteDuration()) {
+        waiter.reservation_lease = ReservationLease(waiter, answer->remaining);
+      }
       waiter.reserved = true;
       waiter.ever_reserved = true;
+      waiter.victim_has_left = answer->remaining;
       waiter.other_known = true;
       waiter.other_owner = std::move(answer->other_owner);
       waiter.other_priority = answer->other_priority;
       absl::Time next = absl::InfiniteFuture();
-      if (waiter.plan.reservation_lease != absl::InfiniteDuration()) {
-        next = waiter.asked_at + waiter.plan.reservation_lease * kPollPart;
+      if (waiter.reservation_lease < asked_for) {
+        // Asking again shortens it.
+        waiter.ask_due = true;
+      } else if (asked_for != absl::InfiniteDuration()) {
+        next = waiter.asked_at + asked_for * kPollPart;
       }
       if (answer->grace_remaining != absl::InfiniteDuration()) {
         const absl::Time asked = waiter.asked_at;
@@ -1224,7 +1241,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
     }
     case ObtainOutcome::kDenied: {
       if (!std::exchange(waiter.looking, false)) ++waiter.attempts;
-      waiter.reserved = false;
+      waiter.LoseReservation();
       waiter.other_known = true;
       waiter.other_owner = std::move(answer->other_owner);
       waiter.other_priority = answer->other_priority;
@@ -1248,6 +1265,19 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
   }
 }
 
+absl::Duration ManagerCore::ReservationLease(const Waiter& waiter, absl::Duration victim_has) {
+  const absl::Duration now = waiter.reservation_lease;
+  if (waiter.reserved) {
+    // It renewed although we had reserved, so that was over before our poll came.
+    const bool too_short = victim_has > waiter.victim_has_left;
+    return too_short ? std::min(2 * now, waiter.plan.reservation_lease) : now;
+  }
+  if (now <= victim_has / kMostOfTheRest) return now;
+  const absl::Duration round_trip = clock_.Now() - waiter.asked_at;
+  return std::min(now, std::max({victim_has / kReservationPart, round_trip * kRoundTripsReserved,
+                                 kShortestReservation}));
+}
+
 void ManagerCore::PollAt(Waiter& waiter, absl::Time at) {
   clock_.Cancel(std::exchange(waiter.poll_timer, 0));
   if (at == absl::InfiniteFuture()) return;
@@ -1267,7 +1297,7 @@ void ManagerCore::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event)
     absl::MutexLock lock(&waiter->shard->mu);
     if (waiter->queue == nullptr) return;
     if (event.kind == WatchEventKind::kDisplaced) {
-      waiter->reserved = false;
+      waiter->LoseReservation();
     } else if (event.kind != WatchEventKind::kHoldEnded) {
       return;
     } else if (waiter->blocker != nullptr && !waiter->asking &&

@@ -110,6 +110,9 @@ struct Waiter : RefCounted<Waiter> {
   int failures = 0;  // In a row, to reach the backend.
   std::optional<absl::StatusOr<ObtainReply>> answer;
   absl::Time asked_at;
+  // How long it reserves; may be shorter than the plan has it, for a victim that has little left.
+  absl::Duration reservation_lease;
+  absl::Duration victim_has_left;  // By the last answer, while it is reserved.
   std::string other_owner;
   Priority other_priority = 0;
   bool other_known = false;
@@ -117,6 +120,12 @@ struct Waiter : RefCounted<Waiter> {
   Clock::TimerId poll_timer = 0;
   Clock::TimerId timeout_timer = 0;
   AcquireCallback done;
+
+  // For another victim it begins anew.
+  void LoseReservation() {
+    reserved = false;
+    reservation_lease = plan.reservation_lease;
+  }
 
   struct StopFn {
     Waiter* waiter;
@@ -331,6 +340,10 @@ class ManagerCore {
   void CompleteDirect(std::vector<Finished> finished, std::vector<Finished>& callbacks);
   Waiter* ThiefOf(WaitQueue& queue) const;
   void HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // How long this waiter, which was just told that it has reserved, is to reserve from now on; its
+  // victim's lease has this much left.
+  absl::Duration ReservationLease(const Waiter& waiter, absl::Duration victim_has)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void PollAt(Waiter& waiter, absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void Ask(RefPtr<Waiter> waiter);
