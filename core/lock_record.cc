@@ -121,7 +121,8 @@ ObtainReply Reserve(LockRecord& record, const ObtainRequest& request, absl::Time
           .remaining = Left(holder.deadline, now),
           .grace_remaining = Left(successor.grace_end, now),
           .other_owner = holder.owner,
-          .other_priority = holder.priority};
+          .other_priority = holder.priority,
+          .fence = record.fence};
 }
 
 ObtainReply Deny(const LockRecord& record, absl::Time now) {
@@ -129,12 +130,14 @@ ObtainReply Deny(const LockRecord& record, absl::Time now) {
     return {.outcome = ObtainOutcome::kDenied,
             .remaining = Left(record.holder->deadline, now),
             .other_owner = record.holder->owner,
-            .other_priority = record.holder->priority};
+            .other_priority = record.holder->priority,
+            .fence = record.fence};
   }
   return {.outcome = ObtainOutcome::kDenied,
           .remaining = Left(record.successor->deadline, now),
           .other_owner = record.successor->owner,
-          .other_priority = record.successor->priority};
+          .other_priority = record.successor->priority,
+          .fence = record.fence};
 }
 
 }  // namespace

@@ -121,6 +121,10 @@ struct ObtainRequest {
   // If set, the reservation may take over by force once it has stood for this long (not negative).
   // None: it waits for the holder's release or lease end, however long.
   std::optional<absl::Duration> grace = std::nullopt;
+  // For quorums: the caller makes sure by itself that its token is larger than all before it, by
+  // asking other servers. A server that has lost its data, and waits until its clock vouches for
+  // that, may then answer as soon as no lease from before is left, with `fence_lost`.
+  bool reads_fence_back = false;
 };
 
 enum class ObtainOutcome {
@@ -151,6 +155,14 @@ struct ObtainReply {
   // a resource just freed). Empty owner: anonymous.
   std::string other_owner = {};
   Priority other_priority = 0;
+
+  // For quorums. Only to requests with `reads_fence_back`: the server has lost its data, and a
+  // larger token than it knows of may have been given. A hold counts only with a token above what
+  // a majority of the other servers say when they are asked after this answer.
+  bool fence_lost = false;
+  // kReserved, kDenied: no larger token than this was given or confirmed for the resource; 0 if the
+  // backend does not say, or has lost its data. (For the other outcomes, `token` says it.)
+  FencingToken fence = 0;
 };
 
 using ObtainCallback = absl::AnyInvocable<void(absl::StatusOr<ObtainReply>)>;

@@ -529,6 +529,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       reply.outcome = ObtainOutcome::kDenied;
       reply.remaining = absl::InfiniteDuration();
       reply.other_priority = slot.priority;
+      reply.fence = shard.fence;
       return;
     }
     if (slot.extra != nullptr) {

@@ -40,7 +40,13 @@ struct Node {
   bool had = false;        // kAsked: granted until then. It is asked again, not lost.
   FencingToken token = 0;
   absl::Time deadline = absl::InfinitePast();  // kGranted, by our clock.
-  FencingToken confirming = 0;                 // Asked to confirm this.
+  // kGranted: the server has lost its data, and nothing has made up for its fence yet.
+  bool fence_lost = false;
+  // Of this round: counts all the same if the fences of a majority of others come after it.
+  bool vouched = false;
+  bool being_read = false;      // Asked for its fence,
+  bool read = false;            // and it has answered.
+  FencingToken confirming = 0;  // Asked to confirm this.
   // A reservation of ours may stand here until then, whatever was said since.
   absl::Time reserved_until = absl::InfinitePast();
   ObtainReply reply = {};   // kReserved, kDenied.
@@ -97,6 +103,9 @@ struct Round {
   absl::Time start;
   bool decided = false;
   bool failed = false;
+  // Reading the fence back, and the smallest token that is above all that was read.
+  bool reading = false;
+  FencingToken least_token = 0;
 };
 
 class Quorum : public std::enable_shared_from_this<Quorum> {
@@ -127,8 +136,14 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   void Leave(const AttemptPtr& attempt);
 
   void BeginRound(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller);
+  // Asks one server. `start`: its lease is counted from here. `read`: it is asked for its fence.
+  void Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
+           absl::Time start, bool read);
   void OnObtained(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
-                  AcquisitionId id, absl::StatusOr<ObtainReply> reply);
+                  AcquisitionId id, absl::Time start, bool read, absl::StatusOr<ObtainReply> reply);
+  // Asks those servers for their fences that have not lost theirs.
+  void ReadFences(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                  Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
   // Decides if it can; else asks for what is missing.
   void Advance(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
@@ -257,36 +272,79 @@ void Quorum::Obtain(const ObtainRequest& request, ObtainCallback done) {
 }
 
 void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller) {
+  Actions extensions;
   {
     absl::MutexLock lock(&attempt->mutex);
     attempt->round = round;
-    for (Node& node : attempt->nodes) {
+    const absl::Time now = clock_.Now();
+    for (size_t i = 0; i < size(); ++i) {
+      Node& node = attempt->nodes[i];
+      // A candidate that waits for the rest of a majority must not lose what it has meanwhile. What
+      // is no part of one was given back when the last round was decided.
+      if (!attempt->holds && node.vote == Vote::kGranted && node.own && node.deadline > now) {
+        extensions.push_back([server = servers_[i], attempt, id = node.id, hint = node.hint,
+                              lease = round->request.lease] {
+          // The Obtain behind it tells what became of this.
+          server->Extend({.resource = attempt->resource, .acquisition = id, .hint = hint}, lease,
+                         [](absl::StatusOr<ExtendReply>) {});
+        });
+      }
       node.had = node.vote == Vote::kGranted;
       node.vote = Vote::kAsked;
       node.signalled = false;
       node.confirming = 0;
+      node.vouched = false;
+      node.being_read = false;
+      node.read = false;
     }
   }
+  RunAll(std::move(extensions));
   for (size_t i = 0; i < size(); ++i) {
-    ObtainRequest request = round->request;
-    {
-      absl::MutexLock lock(&attempt->mutex);
-      // A server that was not asked yet need not be asked any more.
-      if (round->failed) {
-        attempt->nodes[i].vote = Vote::kNone;
-        continue;
-      }
-      request.acquisition = attempt->nodes[i].id;
+    Ask(attempt, round, caller, i, round->start, /*read=*/false);
+  }
+}
+
+void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
+                 absl::Time start, bool read) {
+  ObtainRequest request = round->request;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    // A server that was not asked yet need not be asked any more.
+    if (round->failed) {
+      if (attempt->round == round && !read) attempt->nodes[i].vote = Vote::kNone;
+      return;
     }
-    servers_[i]->Obtain(request, [self = shared_from_this(), attempt, round, caller, i,
-                                  id = request.acquisition](absl::StatusOr<ObtainReply> reply) {
-      self->OnObtained(attempt, round, caller, i, id, std::move(reply));
-    });
+    request.acquisition = attempt->nodes[i].id;
+    request.reads_fence_back = size() > 1;
+  }
+  servers_[i]->Obtain(
+      request, [self = shared_from_this(), attempt, round, caller, i, id = request.acquisition,
+                start, read](absl::StatusOr<ObtainReply> reply) {
+        self->OnObtained(attempt, round, caller, i, id, start, read, std::move(reply));
+      });
+}
+
+void Quorum::ReadFences(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                        Actions& actions) {
+  round->reading = true;
+  for (size_t i = 0; i < size(); ++i) {
+    Node& node = attempt->nodes[i];
+    if (node.vote == Vote::kGranted && node.fence_lost) {
+      node.vouched = true;
+    } else if (node.vote != Vote::kUnavailable && node.vote != Vote::kUnknown) {
+      // Whatever it said before: an attempt from before the loss may have confirmed a larger token
+      // there since. Obtain is idempotent, so it may be asked again.
+      node.being_read = true;
+      actions.push_back([self = shared_from_this(), attempt, round, caller, i] {
+        self->Ask(attempt, round, caller, i, self->clock_.Now(), /*read=*/true);
+      });
+    }
   }
 }
 
 void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
-                        size_t i, AcquisitionId id, absl::StatusOr<ObtainReply> reply) {
+                        size_t i, AcquisitionId id, absl::Time start, bool read,
+                        absl::StatusOr<ObtainReply> reply) {
   Actions actions;
   {
     absl::MutexLock lock(&attempt->mutex);
@@ -301,7 +359,22 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
       }
       return;
     }
-    if (!reply.ok()) {
+    if (read) {
+      node.being_read = false;
+      if (reply.ok()) {
+        const bool granted = reply->outcome == ObtainOutcome::kObtained ||
+                             reply->outcome == ObtainOutcome::kReentered;
+        // A backend that does not say what its fence is has not been read.
+        node.read = !reply->fence_lost && (granted || reply->fence != 0);
+        if (node.read) {
+          round->least_token =
+              std::max(round->least_token, granted ? reply->token : reply->fence + 1);
+        }
+      }
+    }
+    if (read && !reply.ok()) {
+      // What it said before still stands.
+    } else if (!reply.ok()) {
       const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
       node.error = reply.status();
@@ -313,9 +386,10 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           node.again = reply->outcome == ObtainOutcome::kReentered && node.token == reply->token;
           node.own = reply->outcome == ObtainOutcome::kObtained || (node.own && node.again);
           node.reentered = !node.own;
+          node.fence_lost = reply->fence_lost && (!node.again || node.fence_lost);
           node.reserved_until = absl::InfinitePast();
           node.token = reply->token;
-          node.deadline = round->start + reply->remaining;
+          node.deadline = start + reply->remaining;
           node.hint = reply->hint;
           node.lost = false;
           node.yielding = false;
@@ -350,17 +424,31 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
                      Actions& actions) {
   if (round->decided) return;
   const absl::Time now = clock_.Now();
+  // What a server that lost its data grants counts once a majority of others was read.
+  size_t read = 0;
+  size_t being_read = 0;
+  for (const Node& node : attempt->nodes) {
+    read += node.read ? 1 : 0;
+    being_read += node.being_read ? 1 : 0;
+  }
+  const auto counts = [this, now, read](const Node& node) {
+    return node.vote == Vote::kGranted && node.deadline > now &&
+           (!node.fence_lost || (node.vouched && read >= majority_));
+  };
   size_t granted = 0;
+  size_t fence_lost = 0;
   size_t reserved = 0;
   size_t denied = 0;
   size_t asked = 0;
-  FencingToken token = 0;
+  FencingToken token = read >= majority_ ? round->least_token : 0;
   for (const Node& node : attempt->nodes) {
     switch (node.vote) {
       case Vote::kGranted:
-        if (node.deadline > now) {
+        if (counts(node)) {
           ++granted;
           token = std::max(token, node.token);
+        } else if (node.deadline > now) {
+          ++fence_lost;
         } else {
           ++denied;
         }
@@ -378,6 +466,14 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
         break;
     }
   }
+
+  if (granted < majority_ && granted + fence_lost >= majority_) {
+    if (!round->reading) return ReadFences(attempt, round, caller, actions);
+    if (read + being_read >= majority_) return;
+    // Too few others can be read, so these are worth nothing for now.
+    fence_lost = 0;
+  }
+  const size_t ours = granted + fence_lost;
 
   if (granted >= majority_ && attempt->holds) {
     // The holder repeats itself: its token stands where it never lost the hold.
@@ -403,7 +499,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
     size_t confirming = 0;
     bool reentered = false;
     for (const Node& node : attempt->nodes) {
-      if (node.vote != Vote::kGranted || node.deadline <= now) continue;
+      if (!counts(node)) continue;
       if (node.token == token) {
         left.push_back(node.deadline - round->start);
         reentered |= node.reentered;
@@ -419,8 +515,11 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
         attempt->watching->told_to_yield.reset();
       }
       for (size_t i = 0; i < size(); ++i) {
-        if (attempt->nodes[i].vote == Vote::kReserved || attempt->nodes[i].vote == Vote::kUnknown) {
+        Node& node = attempt->nodes[i];
+        if (node.vote == Vote::kReserved || node.vote == Vote::kUnknown) {
           Drop(attempt, i, actions);
+        } else if (counts(node) && node.token == token) {
+          node.fence_lost = false;  // No more: this token was written there.
         }
       }
       Decide(
@@ -434,10 +533,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
     // A second round, only where the servers' fences disagree.
     for (size_t i = 0; i < size(); ++i) {
       Node& node = attempt->nodes[i];
-      if (node.vote != Vote::kGranted || node.deadline <= now || node.token == token ||
-          node.confirming >= token) {
-        continue;
-      }
+      if (!counts(node) || node.token == token || node.confirming >= token) continue;
       node.confirming = token;
       ++confirming;
       actions.push_back([self = shared_from_this(), attempt, round, caller, i, token, id = node.id,
@@ -467,11 +563,11 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
       });
     }
     if (left.size() + confirming + asked >= majority_) return;
-  } else if (granted + asked >= majority_) {
+  } else if (ours + asked >= majority_) {
     return;
   }
 
-  if (granted < majority_ && granted + reserved >= majority_) {
+  if (ours < majority_ && ours + reserved >= majority_) {
     // What is missing is reserved. Keep it all, and wait for the holders to leave.
     attempt->holds = false;
     ObtainReply outcome{.outcome = ObtainOutcome::kReserved};
@@ -487,16 +583,16 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
         outcome.other_priority = node.reply.other_priority;
       }
     }
-    outcome.remaining = NthSmallest(std::move(left), majority_ - granted);
-    outcome.grace_remaining = NthSmallest(std::move(grace), majority_ - granted);
+    outcome.remaining = NthSmallest(std::move(left), majority_ - ours);
+    outcome.grace_remaining = NthSmallest(std::move(grace), majority_ - ours);
     Decide(attempt, round, caller, std::move(outcome), actions);
     return;
   }
-  if (granted < majority_ && granted + reserved + asked >= majority_) return;
+  if (ours < majority_ && ours + reserved + asked >= majority_) return;
 
   // Not this time. Who split the vote gives it back, and tries again after a random pause.
-  if (granted + reserved + denied + asked >= majority_) {
-    if (granted + reserved + denied < majority_) return;
+  if (ours + reserved + denied + asked >= majority_) {
+    if (ours + reserved + denied < majority_) return;
     ObtainReply outcome{.outcome = ObtainOutcome::kDenied};
     std::vector<absl::Duration> left;
     // Whoever is in the way on most of them: one that has just left may not have left all yet.
@@ -537,7 +633,9 @@ std::string Quorum::Votes(const Attempt& attempt) const {
         vote = "no answer yet";
         break;
       case Vote::kGranted:
-        vote = "granted";
+        vote = node.fence_lost ? "granted, but it has lost its data, and too few others tell "
+                                 "which tokens were given"
+                               : "granted";
         break;
       case Vote::kReserved:
         vote = absl::StrCat("reserved, held by ", OwnerForMessage(node.reply.other_owner));

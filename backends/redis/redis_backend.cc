@@ -64,6 +64,9 @@ class Answer {
   absl::Duration Micros(size_t i) const {
     return absl::Microseconds(std::max<int64_t>(Number(i), 0));
   }
+  FencingToken Fence(size_t i) const {
+    return static_cast<FencingToken>(std::max<int64_t>(Number(i), 0));
+  }
   // -1 is "none".
   absl::Duration MicrosOrInfinite(size_t i) const {
     return Number(i) < 0 ? absl::InfiniteDuration() : Micros(i);
@@ -311,6 +314,7 @@ class ObtainCall final : public ScriptedCall {
         reply.token = static_cast<FencingToken>(answer.Number(1));
         reply.remaining = answer.Micros(2);
         reply.hint = reply.token;
+        reply.fence_lost = answer.Number(3) == 1;
         return done_(std::move(reply));
       case 3:
         if (!answer.Has(5)) break;
@@ -319,6 +323,7 @@ class ObtainCall final : public ScriptedCall {
         reply.grace_remaining = answer.MicrosOrInfinite(2);
         reply.other_owner = std::string(answer.Text(3));
         reply.other_priority = PriorityFromWire(answer.Text(4));
+        reply.fence = answer.Fence(5);
         return done_(std::move(reply));
       case 4:
         if (!answer.Has(4)) break;
@@ -326,6 +331,7 @@ class ObtainCall final : public ScriptedCall {
         reply.remaining = answer.Micros(1);
         reply.other_owner = std::string(answer.Text(2));
         reply.other_priority = PriorityFromWire(answer.Text(3));
+        reply.fence = answer.Fence(4);
         return done_(std::move(reply));
       case 5:
         return done_(BackendUnavailableError(absl::StrCat(
@@ -911,6 +917,7 @@ absl::Status CheckOptions(const RedisBackendOptions& options) {
            CheckDuration("default_lease", options.default_lease, ms, options.max_lease),
            CheckDuration("lease_margin", options.lease_margin, absl::ZeroDuration(),
                          options.max_lease),
+           CheckDuration("max_clock_skew", options.max_clock_skew, absl::ZeroDuration(), hour),
            CheckDuration("waiter_lease", options.waiter_lease, absl::Milliseconds(30), hour),
            CheckDuration("shutdown_timeout", options.shutdown_timeout, absl::ZeroDuration(), hour),
        }) {
@@ -980,7 +987,9 @@ class RedisBackend final : public LockingProtocol {
          request.reserve_below ? EncodePriority(*request.reserve_below) : std::string(),
          absl::StrCat(ToMicrosUp(reservation)),
          forced ? absl::StrCat(ToMicrosUp(*request.grace)) : std::string(), absl::StrCat(proposal),
-         absl::StrCat(ToMicrosUp(options.max_lease + 2 * kTokenSlack))});
+         absl::StrCat(ToMicrosUp(options.max_lease)),
+         request.reads_fence_back ? absl::StrCat(ToMicrosUp(options.max_clock_skew))
+                                  : std::string()});
     core_->Submit(connection, std::make_unique<ObtainCall>(*core_, std::move(script), acquisition,
                                                            request.lease, std::move(done)));
   }

@@ -201,6 +201,11 @@ class Run {
         Compare("token", reply->token, FencingToken{0});
         Compare("other_owner", reply->other_owner, expected.other_owner);
         Compare("other_priority", reply->other_priority, expected.other_priority);
+        if (options_.exact_tokens) {
+          Compare("fence", reply->fence, expected.fence);
+        } else if (reply->fence != 0 && reply->fence < resource.largest) {
+          Differ(absl::StrCat("fence ", reply->fence, " after token ", resource.largest));
+        }
         break;
     }
     if (options_.events) BeginWatch(party);

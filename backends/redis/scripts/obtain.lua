@@ -4,19 +4,42 @@
 --
 -- ARGV: 3 client   4 owner   5 priority   6 preemptible ('1'/'0')   7 lease   8 reserve below (a
 -- priority, '' for never)   9 reservation lease   10 grace ('' for none)   11 proposed token
--- 12 how long to recover after a loss of data
+-- 12 the longest lease   13 for a quorum that reads the fence back: how far the servers' clocks are
+-- apart; '' for others
 -- Reply: {1 obtained, token, left} {2 re-entered, token, left} {3 reserved, left, grace left or -1,
--- holder's owner, its priority} {4 denied, left, owner, priority} {5 recovering, left}
+-- holder's owner, its priority} {4 denied, left, owner, priority} {5 recovering, left}. A quorum gets
+-- a 1 behind 1 and 2 if the fence is lost, and the fence, or 0, behind 3 and 4.
 local client, owner, priority = ARGV[3], ARGV[4], ARGV[5]
+local reads_fence_back, fence_lost = ARGV[13] ~= '', false
 
--- The marker says that this server has kept its data. Without it, leases may be out that the server
--- no longer knows: grant nothing until every one of them, and the reach of every token, is over.
+-- The marker says that this server has kept its data; it is the time when no lease from before the
+-- loss was left. Until then nothing is granted, and until the reach of every token is over as well
+-- only to those who find out by themselves which tokens were given.
 local ready = redis.call('GET', KEYS[3])
 if not ready then
   ready = text(now + tonumber(ARGV[12]))
   redis.call('SET', KEYS[3], ready)
 end
-if tonumber(ready) > now then return finish({5, tonumber(ready) - now}) end
+ready = tonumber(ready)
+if reads_fence_back then
+  if ready > now then return finish({5, ready - now}) end
+  fence_lost = ready + 2 * SLACK + tonumber(ARGV[13]) > now
+elseif ready + 2 * SLACK > now then
+  return finish({5, ready + 2 * SLACK - now})
+end
+
+-- A record that was dropped had no token above that time.
+local function with_fence(reply)
+  if reads_fence_back then
+    reply[#reply + 1] = fence_lost and 0 or math.max(fence, now - SLACK)
+  end
+  return reply
+end
+
+local function with_loss(reply)
+  if fence_lost then reply[#reply + 1] = 1 end
+  return reply
+end
 
 local function displace_other()
   if successor and successor ~= acquisition then displace() end
@@ -33,7 +56,7 @@ local function grant()
   holder_priority, preemptible, token, deadline = priority, ARGV[6], fence, now + tonumber(ARGV[7])
   holder_changed, freed = true, false
   if waiter then forget_waiter(acquisition, waiter) end
-  return finish({1, token, left(deadline)})
+  return finish(with_loss({1, token, left(deadline)}))
 end
 
 -- It was woken, and it is alive.
@@ -46,8 +69,10 @@ end
 
 local function denied()
   note_that_it_asks()
-  if handles then return finish({4, left(deadline), holder_owner, holder_priority}) end
-  return finish({4, left(successor_deadline), successor_owner, successor_priority})
+  if handles then
+    return finish(with_fence({4, left(deadline), holder_owner, holder_priority}))
+  end
+  return finish(with_fence({4, left(successor_deadline), successor_owner, successor_priority}))
 end
 
 local same_owner
@@ -68,7 +93,7 @@ if same_owner then
     tell_holder('N', '')
   end
   if waiter then forget_waiter(acquisition, waiter) end
-  return finish({2, token, left(deadline)})
+  return finish(with_loss({2, token, left(deadline)}))
 end
 
 local may_succeed = not successor or successor == acquisition or priority > successor_priority
@@ -96,4 +121,4 @@ successor_deadline, successor_changed = now + tonumber(ARGV[9]), true
 if ARGV[10] ~= '' and not grace_end then grace_end = now + tonumber(ARGV[10]) end
 -- Events may be lost, so each poll tells the holder again.
 tell_holder('Y', yield_notice())
-return finish({3, left(deadline), left(grace_end), holder_owner, holder_priority})
+return finish(with_fence({3, left(deadline), left(grace_end), holder_owner, holder_priority}))

@@ -80,7 +80,8 @@ std::string Text(const redisReply* reply) {
 class ScriptRunner {
  public:
   explicit ScriptRunner(const RedisServer& server) : commands_(server), events_(server) {
-    commands_.Do({"SET", "p:marker", "1"});
+    // The tests' time begins near 0.
+    commands_.Do({"SET", "p:marker", "-100000000"});
     events_.Do({"PSUBSCRIBE", "p:client:*"});
   }
 
@@ -382,7 +383,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
                       request.preemptible ? "1" : "0", MicrosText(request.lease),
                       request.reserve_below ? EncodePriority(*request.reserve_below) : "",
                       MicrosText(request.reservation_lease),
-                      request.grace ? MicrosText(*request.grace) : "", "0", "0"})
+                      request.grace ? MicrosText(*request.grace) : "", "0", "0", ""})
                 .get());
       } else if (kind < 7) {
         what = "release";
@@ -549,11 +550,21 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
 
 // What the client sends for a plain request.
 std::vector<std::string> ObtainArguments(AcquisitionId id, std::string_view proposal,
-                                         std::string_view recovery = "0") {
+                                         std::string_view max_lease = "0",
+                                         std::string_view skew = "") {
   const std::string priority = EncodePriority(0);
-  return {
-      id.ToString(),         ClientOf(id),         "", priority, "1", "1000000", "", "100000", "",
-      std::string(proposal), std::string(recovery)};
+  return {id.ToString(),
+          ClientOf(id),
+          "",
+          priority,
+          "1",
+          "1000000",
+          "",
+          "100000",
+          "",
+          std::string(proposal),
+          std::string(max_lease),
+          std::string(skew)};
 }
 
 TEST(RedisScriptsTest, TokensFollowTheServersClockAndOnlyGrow) {
@@ -590,20 +601,58 @@ TEST(RedisScriptsTest, WithoutItsMarkerAServerGrantsNothingUntilItHasRecovered) 
   ScriptRunner scripts(server);
   scripts.commands().Do({"DEL", MarkerKey("p:")});
   const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
-  const AcquisitionId id{1, 1};
-  EXPECT_EQ(Text(scripts.Run(Step::kObtain, now, ObtainArguments(id, "0", "500")).get()),
-            "[5,500]");
-  EXPECT_EQ(
-      Text(
-          scripts.Run(Step::kObtain, now + absl::Microseconds(499), ObtainArguments(id, "0", "500"))
-              .get()),
-      "[5,1]");
-  EXPECT_EQ(
-      Text(
-          scripts.Run(Step::kObtain, now + absl::Microseconds(500), ObtainArguments(id, "0", "500"))
-              .get())
-          .substr(0, 2),
-      "[1");
+  const absl::Duration us = absl::Microseconds(1);
+  auto obtain = [&](absl::Time time) {
+    return Text(scripts.Run(Step::kObtain, time, ObtainArguments({1, 1}, "0", "500")).get());
+  };
+  // The longest lease, and the reach of every token on both sides.
+  EXPECT_EQ(obtain(now), "[5,20000500]");
+  EXPECT_EQ(obtain(now + 499 * us + 2 * kTokenSlack), "[5,1]");
+  EXPECT_EQ(obtain(now + 500 * us + 2 * kTokenSlack).substr(0, 2), "[1");
+}
+
+TEST(RedisScriptsTest, WhoReadsTheFenceBackIsGrantedEarlierAndToldThatItIsLost) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  scripts.commands().Do({"DEL", MarkerKey("p:")});
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  const absl::Duration us = absl::Microseconds(1);
+  auto obtain = [&](absl::Time time) {
+    return scripts.Run(Step::kObtain, time, ObtainArguments({1, 1}, "0", "500", "70"));
+  };
+  EXPECT_EQ(Text(obtain(now).get()), "[5,500]");
+  EXPECT_EQ(Text(obtain(now + 499 * us).get()), "[5,1]");
+  // Until its clock alone makes larger tokens than any that another server's clock has made.
+  const absl::Time safe = now + 570 * us + 2 * kTokenSlack;
+  Reply reply = obtain(now + 500 * us);
+  ASSERT_EQ(reply->elements, 4u);
+  EXPECT_EQ(Text(reply.get()).substr(0, 2), "[1");
+  EXPECT_EQ(reply->element[3]->integer, 1);
+  reply = obtain(safe - us);
+  ASSERT_EQ(reply->elements, 4u);
+  EXPECT_EQ(reply->element[3]->integer, 1);
+  EXPECT_EQ(obtain(safe)->elements, 3u);
+}
+
+TEST(RedisScriptsTest, WhoReadsTheFenceBackIsToldItWithEveryRefusal) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  constexpr int64_t kNow = 1'800'000'000'000'000;
+  std::vector<std::string> arguments = ObtainArguments({1, 1}, absl::StrCat(kNow + 5), "0", "0");
+  scripts.Run(Step::kObtain, now, arguments);
+  const Reply denied = scripts.Run(Step::kObtain, now, ObtainArguments({1, 2}, "0", "0", "0"));
+  ASSERT_EQ(denied->elements, 5u);
+  EXPECT_EQ(denied->element[0]->integer, 4);
+  EXPECT_EQ(denied->element[4]->integer, kNow + 5);
+  // And a server that has lost its data does not say.
+  scripts.commands().Do({"SET", MarkerKey("p:"), absl::StrCat(kNow)});
+  const Reply lost = scripts.Run(Step::kObtain, now, ObtainArguments({1, 2}, "0", "0", "0"));
+  ASSERT_EQ(lost->elements, 5u);
+  EXPECT_EQ(lost->element[4]->integer, 0);
+  // Others hear nothing of it.
+  scripts.commands().Do({"SET", MarkerKey("p:"), "1"});
+  EXPECT_EQ(scripts.Run(Step::kObtain, now, ObtainArguments({1, 2}, "0"))->elements, 4u);
 }
 
 TEST(RedisScriptsTest, ARepeatedReleaseTouchesNoSuccessorAndNoStranger) {

@@ -1,0 +1,87 @@
+// A quorum of real servers of which one loses its data.
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/match.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gtest/gtest.h"
+#include "latchkey/backends/quorum/quorum_backend.h"
+#include "latchkey/backends/redis/redis_backend.h"
+#include "latchkey/core/lock_error.h"
+#include "latchkey/core/locking_protocol.h"
+#include "latchkey/tests/support/await.h"
+#include "latchkey/tests/support/redis_server.h"
+
+namespace latchkey {
+namespace {
+
+constexpr absl::Duration kMaxLease = absl::Milliseconds(500);
+
+ObtainRequest Request() {
+  return {.resource = "r", .acquisition = AcquisitionId::Next(), .lease = kMaxLease};
+}
+
+absl::StatusOr<ObtainReply> Obtain(LockingProtocol& backend, const ObtainRequest& request) {
+  return Await<ObtainReply>([&](auto done) { backend.Obtain(request, std::move(done)); });
+}
+
+TEST(RedlockRecoveryTest, AfterTheLongestLeaseAServerCountsAgainWithTheFencesOfTheOthers) {
+  RedisServer servers[3];
+  std::vector<std::shared_ptr<LockingProtocol>> clients;
+  for (const RedisServer& server : servers) {
+    clients.push_back(*ConnectRedisBackend({.url = server.url(),
+                                            .new_server = true,
+                                            .max_lease = kMaxLease,
+                                            .default_lease = kMaxLease,
+                                            .lease_margin = absl::Milliseconds(1)}));
+  }
+  const auto quorum = *NewQuorumBackend(clients);
+  servers[0].Command({"FLUSHALL"});
+
+  // A stranger keeps one of the others, so that a majority needs the one that lost its data.
+  const AcquisitionId stranger = AcquisitionId::Next();
+  FencingToken strangers = 0;
+  absl::StatusOr<ObtainReply> reply = absl::UnknownError("not asked yet");
+  const absl::Time start = absl::Now();
+  do {
+    ObtainRequest held = Request();
+    held.acquisition = stranger;
+    const absl::StatusOr<ObtainReply> kept = Obtain(*clients[1], held);
+    ASSERT_TRUE(kept.ok()) << kept.status();
+    strangers = kept->token;
+    reply = Obtain(*quorum, Request());
+    ASSERT_LT(absl::Now() - start, kHangGuard);
+  } while (!reply.ok() || reply->outcome != ObtainOutcome::kObtained);
+  EXPECT_GT(reply->token, strangers);
+  EXPECT_GE(absl::Now() - start, kMaxLease);
+}
+
+TEST(RedlockRecoveryTest, WithoutTheFencesOfAMajorityOfOthersItDoesNotCount) {
+  RedisServer servers[3];
+  std::vector<std::shared_ptr<LockingProtocol>> clients;
+  for (const RedisServer& server : servers) {
+    clients.push_back(*ConnectRedisBackend({.url = server.url(),
+                                            .new_server = true,
+                                            .max_lease = kMaxLease,
+                                            .default_lease = kMaxLease,
+                                            .lease_margin = absl::Milliseconds(1)}));
+  }
+  const auto quorum = *NewQuorumBackend(clients);
+  servers[0].Command({"FLUSHALL"});
+  servers[1].Kill();
+  absl::StatusOr<ObtainReply> reply = absl::UnknownError("not asked yet");
+  const absl::Time start = absl::Now();
+  do {
+    reply = Obtain(*quorum, Request());
+    ASSERT_FALSE(reply.ok());
+    ASSERT_LT(absl::Now() - start, kHangGuard);
+  } while (!absl::StrContains(reply.status().message(), "it has lost its data"));
+}
+
+}  // namespace
+}  // namespace latchkey
