@@ -10,8 +10,10 @@ namespace {
 
 // What a record means to one who watches it.
 struct View {
-  enum State { kNothing, kWaiting, kReserved, kFree, kHolding, kYielding, kGone };
+  enum State { kNothing, kWaiting, kMayReserve, kReserved, kFree, kHolding, kYielding, kGone };
   State state = kNothing;
+  // kMayReserve: which hold.
+  FencingToken hold = 0;
   // kYielding: to whom, and by when.
   AcquisitionId thief = {};
   absl::Time grace_end = absl::InfiniteFuture();
@@ -19,7 +21,7 @@ struct View {
   friend bool operator==(const View&, const View&) = default;
 };
 
-View Look(const LockRecord& record, AcquisitionId me, bool is_holder) {
+View Look(const LockRecord& record, AcquisitionId me, Priority priority, bool is_holder) {
   const bool reserved = record.successor && record.successor->acquisition == me;
   if (record.holder && std::find(record.holder->handles.begin(), record.holder->handles.end(),
                                  me) != record.holder->handles.end()) {
@@ -30,7 +32,13 @@ View Look(const LockRecord& record, AcquisitionId me, bool is_holder) {
   }
   if (is_holder) return {.state = View::kGone};
   if (!record.holder && (!record.successor || reserved)) return {.state = View::kFree};
-  return {.state = reserved ? View::kReserved : View::kWaiting};
+  if (reserved) return {.state = View::kReserved};
+  // What policies it has to respect it knows itself.
+  if (record.holder && record.holder->preemptible && record.holder->priority < priority &&
+      (!record.successor || record.successor->priority < priority)) {
+    return {.state = View::kMayReserve, .hold = record.holder->token};
+  }
+  return {.state = View::kWaiting};
 }
 
 }  // namespace
@@ -38,6 +46,7 @@ View Look(const LockRecord& record, AcquisitionId me, bool is_holder) {
 struct RecordWatchers::Watcher {
   // Constant.
   AcquisitionId acquisition;
+  Priority priority;
   // Called only by the thread that tells.
   WatchCallback on_event;
 
@@ -47,10 +56,19 @@ struct RecordWatchers::Watcher {
   View seen = {};
   absl::Time deadline = absl::InfiniteFuture();  // Of the last hold that it saw.
 
+  // It waits on, and knows this record from the answer to its request. A holder does not learn from
+  // an answer that it is to yield.
+  void Saw(const LockRecord& record) {
+    const View now = Look(record, acquisition, priority, is_holder);
+    if (is_holder || now.state == View::kHolding || now.state == View::kYielding) return;
+    seen = now;
+    if (record.holder) deadline = record.holder->deadline;
+  }
+
   // What the record says that the watcher has not heard.
   std::optional<WatchEvent> News(const LockRecord& record, absl::Time now) {
     if (silent) return std::nullopt;
-    const View before = std::exchange(seen, Look(record, acquisition, is_holder));
+    const View before = std::exchange(seen, Look(record, acquisition, priority, is_holder));
     const bool expired = deadline <= now;
     if (record.holder) deadline = record.holder->deadline;
     if (seen.state == View::kHolding || seen.state == View::kYielding) is_holder = true;
@@ -71,6 +89,10 @@ struct RecordWatchers::Watcher {
       case View::kFree:
         return WatchEvent{.kind = WatchEventKind::kHoldEnded,
                           .why = expired ? HoldEnd::kExpired : HoldEnd::kReleased};
+      case View::kMayReserve:
+        // What stood in its way is gone: a reservation, or a hold that it did not see ending.
+        if (before.state == View::kNothing || before.state == View::kFree) return std::nullopt;
+        return WatchEvent{.kind = WatchEventKind::kDisplaced};
       default:
         if (before.state != View::kReserved) return std::nullopt;
         return WatchEvent{.kind = WatchEventKind::kDisplaced};
@@ -90,6 +112,7 @@ Subscription RecordWatchers::Watch(const WatchRequest& request, WatchCallback on
     ++resources_[std::get<0>(key)].watchers;
     watchers_[key] =
         std::make_shared<Watcher>(Watcher{.acquisition = request.acquisition,
+                                          .priority = request.priority,
                                           .on_event = std::move(on_event),
                                           .is_holder = request.role == WatchRole::kHolder});
   }
@@ -129,6 +152,26 @@ void RecordWatchers::Changed(const ResourceName& resource, uint64_t version,
     found->second.record = record;
   }
   Tell(name);
+}
+
+void RecordWatchers::Answered(const ResourceName& resource, AcquisitionId acquisition,
+                              uint64_t version, const LockRecord& record) {
+  const Key first(std::string(resource), std::numeric_limits<Priority>::min(), 0);
+  {
+    absl::MutexLock lock(&mu_);
+    for (auto it = watchers_.lower_bound(first);
+         it != watchers_.end() && std::get<0>(it->first) == std::get<0>(first); ++it) {
+      if (it->second->acquisition == acquisition) it->second->Saw(record);
+    }
+    const auto found = resources_.find(std::get<0>(first));
+    if (found == resources_.end()) return;
+    if (!found->second.known || version >= found->second.version) {
+      found->second.known = true;
+      found->second.version = version;
+      found->second.record = record;
+    }
+  }
+  Tell(std::get<0>(first));
 }
 
 void RecordWatchers::Tell(const std::string& resource) {

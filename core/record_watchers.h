@@ -7,11 +7,17 @@
 //   feed Subscription Watch(request, on_event) {
 //     Subscription subscription = watchers_->Watch(request, std::move(on_event));
 //     ... load, then watchers_->Changed(request.resource, version, record) ...
+//   void Obtain(request, done) {
+//     ... apply the step, then watchers_->Answered(..., version, record), then done ...
 //
 // It compares states instead of passing on what each step did (Effects::notices). So a change that
 // was missed is made up for by the next, whoever subscribes late hears what already happened, and
 // it does not matter in which order threads or processes report. The other side of it: what has
 // come and gone between two reports is not told.
+//
+// A waiter that could reserve a hold, and could not before, is told to ask (kDisplaced): the
+// reservation that was in its way is gone. So it need not poll: the backend's events are reliable
+// if the last change of a record is reported, and Answered is called for every Obtain.
 //
 // When a resource is free, all who wait are told, the best first (priority, then registration), and
 // each only if it still is free by then. So this serves backends that do not keep order
@@ -57,6 +63,13 @@ class RecordWatchers : public std::enable_shared_from_this<RecordWatchers> {
   // doing so: then that one runs them.
   void Changed(const ResourceName& resource, uint64_t version, const LockRecord& record)
       ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The acquisition's Obtain is about to be answered by this record, whatever else has been
+  // reported by now. So a change that came after it is news, also if it was reported first: a
+  // waiter that is denied by a hold which is gone already is told to ask again. Otherwise as
+  // Changed.
+  void Answered(const ResourceName& resource, AcquisitionId acquisition, uint64_t version,
+                const LockRecord& record) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The acquisition is about to be released: that will be no news to its watcher, which hears
   // nothing any more.

@@ -29,29 +29,33 @@ class CasBackend : public latchkey::LockingProtocol {
 
   void Obtain(const latchkey::ObtainRequest& request, latchkey::ObtainCallback done) override {
     if (absl::Status bad = CheckRequest(request, capabilities_); !bad.ok()) return done(bad);
-    done(Step<latchkey::ObtainReply>(request.resource,
-                                     [&](LockRecord& record, absl::Time now, Effects& effects) {
-                                       return Apply(record, request, now, effects);
-                                     }));
+    const auto [reply, entry] = Step<latchkey::ObtainReply>(
+        request.resource, [&](LockRecord& record, absl::Time now, Effects& effects) {
+          return Apply(record, request, now, effects);
+        });
+    watchers_->Answered(request.resource, request.acquisition, entry.version, entry.record);
+    done(reply);
   }
 
   void Release(const latchkey::HoldRef& hold, latchkey::ReleaseCallback done) override {
     if (absl::Status bad = CheckRequest(hold, capabilities_); !bad.ok()) return done(bad);
     watchers_->Silence(hold.resource, hold.acquisition);
-    done(Step<latchkey::ReleaseOutcome>(
+    const auto [outcome, entry] = Step<latchkey::ReleaseOutcome>(
         hold.resource, [&](LockRecord& record, absl::Time now, Effects& effects) {
           return ApplyRelease(record, hold.acquisition, now, effects);
-        }));
+        });
+    done(outcome);
   }
 
   void Extend(const latchkey::HoldRef& hold, absl::Duration lease,
               latchkey::ExtendCallback done) override {
     if (absl::Status bad = CheckRequest(hold, capabilities_); !bad.ok()) return done(bad);
     if (absl::Status bad = CheckLease("lease", lease, capabilities_); !bad.ok()) return done(bad);
-    done(Step<latchkey::ExtendReply>(
+    const auto [reply, entry] = Step<latchkey::ExtendReply>(
         hold.resource, [&](LockRecord& record, absl::Time now, Effects& effects) {
           return ApplyExtend(record, hold.acquisition, lease, now, effects);
-        }));
+        });
+    done(reply);
   }
 
   latchkey::Subscription Watch(const latchkey::WatchRequest& request,
@@ -65,17 +69,20 @@ class CasBackend : public latchkey::LockingProtocol {
 
  private:
   // Applies a step to the resource's record, again if somebody else changed the record meanwhile.
-  // With a store that can fail, this is where its errors become BackendUnavailableError (surely not
-  // written) or BackendUnknownError (perhaps written).
+  // Returns the reply and the entry that it comes from. With a store that can fail, this is where
+  // its errors become BackendUnavailableError (surely not written) or BackendUnknownError (perhaps
+  // written).
   template <typename Reply, typename F>
-  Reply Step(const latchkey::ResourceName& resource, F step) {
+  std::pair<Reply, CasStore::Entry> Step(const latchkey::ResourceName& resource, F step) {
     const std::string key(resource);
     for (;;) {
       CasStore::Entry entry = store_->Load(key);
       Effects effects;
       const Reply reply = step(entry.record, clock_.Now(), effects);
-      if (!effects.changed || store_->CompareAndSwap(key, entry.version, entry.record)) {
-        return reply;
+      if (!effects.changed) return {reply, entry};
+      if (store_->CompareAndSwap(key, entry.version, entry.record)) {
+        ++entry.version;
+        return {reply, entry};
       }
     }
   }

@@ -23,6 +23,11 @@ using enum WatchEventKind;
 #define NEEDS_EVENTS() \
   if (!GetParam().events) GTEST_SKIP() << "events are not expected on this backend"
 
+// Without them a waiter polls, and finds out for itself.
+#define NEEDS_RELIABLE_EVENTS() \
+  NEEDS_EVENTS();               \
+  if (!capabilities().reliable_events) GTEST_SKIP() << "events are not reliable on this backend"
+
 #define NEEDS_ORDER() \
   NEEDS_EVENTS();     \
   if (!capabilities().keeps_order) GTEST_SKIP() << "keeps no order among waiters"
@@ -461,6 +466,71 @@ TEST_P(ConformanceTest, AThiefIsToldThatItsReservationRanOut) {
   const Watched watched = WatchAsWaiter(thief);
   Advance(Units(1));
   NextEvent(watched, kDisplaced);
+}
+
+TEST_P(ConformanceTest, AWaiterIsToldThatTheReservationInItsWayRanOut) {
+  NEEDS_RELIABLE_EVENTS();
+  for (const Priority first_priority : {2, 3}) {
+    Attempt holder = Party("holder", 1);
+    Attempt first = Thief("first", first_priority);
+    first.request.reservation_lease = Units(1);
+    Attempt second = Thief("second", 2);
+    ASSERT_TRUE(Obtains(holder));
+    ASSERT_TRUE(Reserves(first));
+    const Watched watched = WatchAsWaiter(second);
+    ASSERT_TRUE(IsDenied(second));
+    EXPECT_TRUE(HeardNothing(watched));
+    Advance(Units(1));  // Nobody takes a step.
+    NextEvent(watched, kDisplaced);
+    EXPECT_TRUE(Reserves(second));
+    Release(second);
+    Release(holder);
+  }
+}
+
+TEST_P(ConformanceTest, AWaiterIsToldThatTheReservationInItsWayWasWithdrawn) {
+  NEEDS_RELIABLE_EVENTS();
+  for (const Priority first_priority : {2, 3}) {
+    Attempt holder = Party("holder", 1);
+    Attempt first = Thief("first", first_priority);
+    Attempt second = Thief("second", 2);
+    ASSERT_TRUE(Obtains(holder));
+    ASSERT_TRUE(Reserves(first));
+    const Watched watched = WatchAsWaiter(second);
+    ASSERT_TRUE(IsDenied(second));
+    Release(first);
+    NextEvent(watched, kDisplaced);
+    EXPECT_TRUE(Reserves(second));
+    Release(second);
+    Release(holder);
+  }
+}
+
+TEST_P(ConformanceTest, AWaiterThatTheHolderOutranksIsNotToldOfReservations) {
+  NEEDS_EVENTS();
+  Attempt holder = Party("holder", 1);
+  Attempt thief = Thief("thief", 2);
+  Attempt waiter = Party("waiter", 1);
+  ASSERT_TRUE(Obtains(holder));
+  const Watched watched = WatchAsWaiter(waiter);
+  ASSERT_TRUE(Reserves(thief));
+  Release(thief);
+  EXPECT_TRUE(HeardNothing(watched));
+}
+
+TEST_P(ConformanceTest, AWaiterIsNotToldOfReservationsThatItMayNotTake) {
+  NEEDS_EVENTS();
+  Attempt holder = Party("holder", 1);
+  Attempt inner = Party("holder", 1);
+  inner.request.preemptible = false;
+  Attempt thief = Thief("thief", 2);
+  Attempt waiter = Thief("waiter", 2);
+  ASSERT_TRUE(Obtains(holder));
+  ASSERT_TRUE(Reserves(thief));
+  ASSERT_TRUE(IsDenied(waiter));
+  const Watched watched = WatchAsWaiter(waiter);
+  ASSERT_EQ(Obtain(inner).outcome, ObtainOutcome::kReentered);
+  EXPECT_TRUE(HeardNothing(watched)) << "the hold is not preemptible any more";
 }
 
 TEST_P(ConformanceTest, AWaiterIsToldWhenADeadThiefsReservationIsOver) {

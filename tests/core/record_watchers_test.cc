@@ -101,6 +101,91 @@ TEST_F(RecordWatchersTest, TellsAThiefThatAnotherIsInside) {
   EXPECT_THAT(*heard, ElementsAre(kDisplaced));
 }
 
+TEST_F(RecordWatchersTest, TellsWhoeverAReservationKeptOutThatItIsGone) {
+  auto [equal, equal_heard] = Watch(kWaiter, WatchRole::kWaiter, 5);
+  auto [low, low_heard] = Watch({4, 1}, WatchRole::kWaiter, 0);
+  auto [high, high_heard] = Watch({5, 1}, WatchRole::kWaiter, 9);
+  watchers_->Changed("r", 1, Reserved());
+  EXPECT_THAT(*equal_heard, IsEmpty());
+  watchers_->Changed("r", 2, Held());
+  EXPECT_THAT(*equal_heard, ElementsAre(kDisplaced));
+  EXPECT_THAT(*low_heard, IsEmpty()) << "the holder keeps it out";
+  EXPECT_THAT(*high_heard, IsEmpty()) << "nothing kept it out";
+}
+
+TEST_F(RecordWatchersTest, TellsByItselfThatTheReservationRanOut) {
+  auto [equal, heard] = Watch(kWaiter, WatchRole::kWaiter, 5);
+  LockRecord reserved = Reserved();
+  reserved.successor->deadline = clock_.Now() + absl::Seconds(2);
+  watchers_->Changed("r", 1, reserved);
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_THAT(*heard, IsEmpty());
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_THAT(*heard, ElementsAre(kDisplaced));
+}
+
+TEST_F(RecordWatchersTest, TellsAThiefThatAnotherHolderTookTheOnesPlaceUnseen) {
+  auto [waiter, heard] = Watch(kWaiter, WatchRole::kWaiter, 5);
+  LockRecord first = Held();
+  first.holder->priority = 5;
+  watchers_->Changed("r", 1, first);
+  // Its release was not reported.
+  LockRecord second = Held();
+  second.holder->handles = {kThief};
+  second.holder->token = 2;
+  watchers_->Changed("r", 3, second);
+  EXPECT_THAT(*heard, ElementsAre(kDisplaced)) << "this one it may reserve";
+  LockRecord third = Held();
+  third.holder->handles = {{7, 7}};
+  third.holder->token = 3;
+  watchers_->Changed("r", 5, third);
+  EXPECT_THAT(*heard, ElementsAre(kDisplaced, kDisplaced)) << "and this is another one";
+}
+
+TEST_F(RecordWatchersTest, WhoMayNotReserveTheHoldIsNotToldThatAReservationIsGone) {
+  auto [waiter, heard] = Watch(kWaiter, WatchRole::kWaiter, 5);
+  watchers_->Changed("r", 1, Reserved());
+  LockRecord fixed = Held();
+  fixed.holder->preemptible = false;
+  watchers_->Changed("r", 2, fixed);
+  EXPECT_THAT(*heard, IsEmpty());
+}
+
+TEST_F(RecordWatchersTest, WhatCameAfterAnAnswerIsNewsAlsoIfItWasReportedBefore) {
+  auto [waiter, heard] = Watch(kWaiter, WatchRole::kWaiter);
+  watchers_->Changed("r", 4, LockRecord{.fence = 1});
+  EXPECT_THAT(*heard, ElementsAre(kHoldEnded));
+  // It asks, and is about to be denied by version 5. Its release is reported first.
+  watchers_->Changed("r", 6, LockRecord{.fence = 2});
+  EXPECT_THAT(*heard, ElementsAre(kHoldEnded));
+  watchers_->Answered("r", kWaiter, 5, Held());
+  EXPECT_THAT(*heard, ElementsAre(kHoldEnded, kHoldEnded));
+}
+
+TEST_F(RecordWatchersTest, AReservationThatWasReportedAfterItsEndIsNotMissed) {
+  auto [thief, heard] = Watch(kWaiter, WatchRole::kWaiter, 5);
+  watchers_->Changed("r", 4, Held());
+  watchers_->Changed("r", 6, Held());
+  watchers_->Answered("r", kWaiter, 5, Reserved());
+  EXPECT_THAT(*heard, ElementsAre(kDisplaced));
+}
+
+TEST_F(RecordWatchersTest, AnAnswerIsShownToTheOthersToo) {
+  auto [waiter, heard] = Watch(kWaiter, WatchRole::kWaiter);
+  auto [holder, holder_heard] = Watch(kHolder, WatchRole::kHolder);
+  watchers_->Changed("r", 4, Held());
+  watchers_->Answered("r", kWaiter, 5, Reserved());
+  EXPECT_THAT(*heard, IsEmpty());
+  EXPECT_THAT(*holder_heard, ElementsAre(kYieldRequested));
+}
+
+TEST_F(RecordWatchersTest, AHoldersRepeatedRequestDoesNotHideThatItIsToYield) {
+  auto [holder, heard] = Watch(kHolder, WatchRole::kHolder);
+  watchers_->Changed("r", 4, Held());
+  watchers_->Answered("r", kHolder, 5, Reserved());
+  EXPECT_THAT(*heard, ElementsAre(kYieldRequested));
+}
+
 TEST_F(RecordWatchersTest, TellsOfANewThiefInPlaceOfTheOldOne) {
   auto [holder, heard] = Watch(kHolder, WatchRole::kHolder);
   watchers_->Changed("r", 1, Reserved());
