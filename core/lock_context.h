@@ -17,7 +17,9 @@
 #ifndef LATCHKEY_CORE_LOCK_CONTEXT_H_
 #define LATCHKEY_CORE_LOCK_CONTEXT_H_
 
+#include <atomic>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <utility>
 #include <vector>
@@ -106,6 +108,23 @@ class RunGuard {
 
  private:
   LockContext context_;
+};
+
+// The value of a body that finishes later, until its caller gets it.
+template <typename T>
+class FirstValue {
+ public:
+  // Takes the value over, if there is one. False: there was a result before.
+  bool Set(absl::StatusOr<T>& result) {
+    if (set_.exchange(true)) return false;
+    if (result.ok()) value_.emplace(*std::move(result));
+    return true;
+  }
+  T Take() { return *std::move(value_); }
+
+ private:
+  std::atomic<bool> set_ = false;
+  std::optional<T> value_;
 };
 
 // The status of what a body returned.

@@ -206,12 +206,47 @@ class LockManager {
   }
 
   // The same for bodies that finish later: `body` runs on the executor, and the lock is held until
-  // it, or whoever it handed that to, calls `finish` with its status. A `finish` that is destroyed
-  // without a call counts as kCancelled. `done` runs once, on the executor, with the result.
+  // it, or whoever it handed that to, calls `finish` with its status. Only the first call counts; a
+  // `finish` that is destroyed without a call counts as kCancelled. `done` (null: nobody wants to
+  // know) runs once, on the executor, with the result, after the release.
   using FinishCallback = absl::AnyInvocable<void(absl::Status)>;
   using AsyncBody = absl::AnyInvocable<void(LockContext context, FinishCallback finish)>;
   void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
                 absl::AnyInvocable<void(absl::Status)> done);
+
+  // The same for bodies with a value: `finish` takes, and `done` gets, an absl::StatusOr<T>.
+  //
+  //   locks.RunAsync<Report>(
+  //       "report", {},
+  //       [&](LockContext context, LockManager::FinishWith<Report> finish) {
+  //         server.Ask(question, std::move(finish));
+  //       },
+  //       [](absl::StatusOr<Report> report) { ... });
+  template <typename T>
+  using FinishWith = absl::AnyInvocable<void(absl::StatusOr<T>)>;
+  template <typename T>
+  using AsyncBodyWith = absl::AnyInvocable<void(LockContext context, FinishWith<T> finish)>;
+  template <typename T>
+  void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBodyWith<T> body,
+                FinishWith<T> done) {
+    const auto value = std::make_shared<internal::FirstValue<T>>();
+    AsyncBody plain_body = [value, body = std::move(body)](LockContext context,
+                                                           FinishCallback finish) mutable {
+      body(std::move(context),
+           [value, finish = std::move(finish)](absl::StatusOr<T> result) mutable {
+             if (value->Set(result)) finish(std::move(result).status());
+           });
+    };
+    if (done == nullptr) {
+      RunAsync(resource, options, std::move(plain_body), nullptr);
+      return;
+    }
+    RunAsync(resource, options, std::move(plain_body),
+             [value, done = std::move(done)](absl::Status status) mutable {
+               done(status.ok() ? absl::StatusOr<T>(value->Take())
+                                : absl::StatusOr<T>(std::move(status)));
+             });
+  }
 
   // Does anybody hold or wait for the resource? For any resource at all?
   bool IsBusy(ResourceName resource) const;

@@ -300,6 +300,61 @@ TEST_F(RunTest, AsynchronousBodiesQueue) {
   ExpectNothingLeft();
 }
 
+TEST_F(RunTest, AnAsynchronousBodyMayHaveAValue) {
+  LockManager::FinishWith<std::unique_ptr<int>> finish;
+  std::optional<absl::StatusOr<std::unique_ptr<int>>> result;
+  locks_.RunAsync<std::unique_ptr<int>>(
+      "a", {},
+      [&](LockContext, LockManager::FinishWith<std::unique_ptr<int>> call) {
+        finish = std::move(call);
+      },
+      [&](absl::StatusOr<std::unique_ptr<int>> value) { result = std::move(value); });
+  EXPECT_FALSE(result);
+  EXPECT_FALSE(locks_.TryAcquire("a").ok());
+  finish(std::make_unique<int>(42));
+  ASSERT_TRUE(result && result->ok());
+  EXPECT_EQ(***result, 42);
+  finish(std::make_unique<int>(43));
+  EXPECT_EQ(***result, 42) << "only the first call counts";
+  ExpectNothingLeft();
+}
+
+TEST_F(RunTest, TheErrorOfAnAsynchronousBodyComesInPlaceOfItsValue) {
+  std::vector<absl::Status> results;
+  const auto note = [&](absl::StatusOr<int> value) { results.push_back(value.status()); };
+  using Finish = LockManager::FinishWith<int>;
+  const absl::Status mine = absl::DataLossError("mine");
+  locks_.RunAsync<int>(
+      "a", {}, [&](LockContext, Finish finish) { finish(mine); }, note);
+  locks_.RunAsync<int>(
+      "a", {}, [](LockContext, Finish) {}, note);
+  locks_.RunAsync<int>(
+      "a", {.max_execution_time = absl::Seconds(5)},
+      [&](LockContext, Finish finish) {
+        clock_.AdvanceBy(absl::Seconds(5));
+        finish(7);
+      },
+      note);
+  locks_.RunAsync<int>(
+      "a", {.lease = absl::Seconds(3), .auto_renew = false},
+      [&](LockContext, Finish finish) {
+        clock_.AdvanceBy(absl::Seconds(3));
+        finish(7);
+      },
+      note);
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  locks_.RunAsync<int>(
+      "a", {.max_attempts = 1}, [](LockContext, Finish) { FAIL(); }, note);
+  locks_.RunAsync<int>(
+      "b", {}, [](LockContext, Finish finish) { finish(1); }, nullptr);
+  ASSERT_EQ(results.size(), 5u);
+  EXPECT_EQ(results[0], mine);
+  EXPECT_EQ(ReasonOf(results[1]), Reason::kCancelled);
+  EXPECT_EQ(ReasonOf(results[2]), Reason::kExecutionTimeout) << "its value came too late";
+  EXPECT_EQ(ReasonOf(results[3]), Reason::kExpired);
+  EXPECT_EQ(ReasonOf(results[4]), Reason::kAttemptsExhausted);
+}
+
 // ---- NonPreemptibleScope ----
 
 TEST_F(RunTest, ANonPreemptibleScopeDefersTheYield) {
