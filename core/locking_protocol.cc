@@ -73,6 +73,10 @@ void LockingProtocol::Confirm(const HoldRef& hold, FencingToken token, ConfirmCa
                  absl::StrCat("backend '", capabilities().name, "' does not implement Confirm")));
 }
 
+std::string LockingProtocol::ResourceOf(const HoldRef& hold) const {
+  return std::string(hold.resource.bytes());
+}
+
 void LockingProtocol::Inspect(std::optional<ResourceName> resource,
                               absl::FunctionRef<void(const ResourceState&)> visitor) const {
   static_cast<void>(resource);

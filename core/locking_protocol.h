@@ -225,7 +225,9 @@ enum class WatchEventKind {
                     // waiter above the holder: the reservation that stood in its way is gone. Ask.
 };
 
-// Why a hold ended. Where a backend no longer knows, it says kExpired.
+// Why a hold ended. Where a backend no longer knows, it says kExpired. It may remember what was
+// taken by force until the release of that hold has been answered; then a holder that did not
+// listen can still ask, with a Watch.
 enum class HoldEnd { kReleased, kExpired, kStolen };
 
 struct WatchEvent {
@@ -378,6 +380,12 @@ class LockingProtocol {
   // For quorums: raises the hold's token, and the fence, to `token`, if the hold's own is not
   // larger. Optional; the default answers kUnimplemented.
   virtual void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done);
+
+  // For messages: the resource of a hold whose name the caller did not keep; empty: it is not known
+  // any more. It is known as long as the hold, and if that was taken by force, until its release
+  // has been answered. Does not block on a network. The default knows what the caller says; only a
+  // backend with `hint_identifies_hold` has more to tell.
+  virtual std::string ResourceOf(const HoldRef& hold) const;
 
   // Calls `visitor` for every resource that is held or reserved, or for the one named. Does not
   // block on a network. Optional (`capabilities().inspect`); the default visits nothing. The

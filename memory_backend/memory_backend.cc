@@ -18,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_record.h"
+#include "latchkey/memory_backend/lost_holds.h"
 #include "latchkey/memory_backend/shard_mutex.h"
 #include "latchkey/memory_backend/slot_table.h"
 
@@ -202,6 +203,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       }
     }
     done(outcome);
+    // Whoever was told may have asked first what became of the hold.
+    if (ABSL_PREDICT_FALSE(outcome == ReleaseOutcome::kNotHeld)) lost_.Forget(hold.acquisition);
   }
 
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
@@ -256,7 +259,9 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
           request.role == WatchRole::kHolder && !IsHandle(*shard, index, request.acquisition);
       if (lost || (index == kNoSlot && request.resource.empty())) {
         // Lost before it subscribed; a waiter must name the resource.
-        watcher->Push({.kind = WatchEventKind::kHoldEnded, .why = HoldEnd::kExpired});
+        watcher->Push(
+            {.kind = WatchEventKind::kHoldEnded,
+             .why = lost_.Find(request.acquisition) ? HoldEnd::kStolen : HoldEnd::kExpired});
         outbox.push_back(watcher);
       } else {
         if (index == kNoSlot) {
@@ -281,6 +286,16 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       watcher->Cancel();
       self->RemoveWatcher(*shard, name, watcher);
     });
+  }
+
+  std::string ResourceOf(const HoldRef& hold) const override {
+    if (!hold.resource.empty()) return std::string(hold.resource.bytes());
+    if (Shard* const shard = ShardOf(hold)) {
+      ShardMutexLock lock(&shard->mu);
+      const SlotIndex index = FindHold(*shard, hold);
+      if (index != kNoSlot) return std::string(shard->table.At(index).name());
+    }
+    return lost_.Find(hold.acquisition).value_or("");
   }
 
   void Inspect(std::optional<ResourceName> resource,
@@ -376,7 +391,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     return (LeaseHint{shard_number} + 1) << 32 | index;
   }
 
-  Shard* ShardOf(const HoldRef& hold) {
+  Shard* ShardOf(const HoldRef& hold) const {
     if (!hold.resource.empty()) return &shards_[ShardNumber(hold.resource)];
     const uint64_t number = (hold.hint >> 32) - 1;
     return number < shards_.size() ? &shards_[number] : nullptr;
@@ -491,7 +506,12 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       shard.table.At(index).began = clock_.CoarseNanos();
     }
     for (const Notice& notice : effects.notices) {
-      for (const AcquisitionId& to : notice.to) Tell(extra, to, notice.event, outbox);
+      const bool stolen =
+          notice.event.kind == WatchEventKind::kHoldEnded && notice.event.why == HoldEnd::kStolen;
+      for (const AcquisitionId& to : notice.to) {
+        if (stolen) lost_.Note(to, shard.table.At(index).name());
+        Tell(extra, to, notice.event, outbox);
+      }
     }
     if (effects.became_free) WakeNext(extra, effects.why, now, outbox);
     if (!successor_before.IsNone() && extra.record.holder && !extra.record.successor) {
@@ -833,6 +853,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   Clock& clock_;
   BackendCapabilities capabilities_;
   mutable std::vector<Shard> shards_;
+  LostHolds lost_;
 };
 
 }  // namespace

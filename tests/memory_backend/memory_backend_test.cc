@@ -177,6 +177,41 @@ TEST(MemoryBackendTest, WaitersAboveTheHolderHearWhenAReservationInTheirWayIsGon
   }
 }
 
+TEST(MemoryBackendTest, KnowsWhatWasTakenByForceUntilItsHolderHasLetGo) {
+  SimulatedClock clock;
+  const auto backend = NewMemoryBackend({.clock = &clock});
+  const AcquisitionId victim = AcquisitionId::Next();
+  const ObtainReply held = Obtain(*backend, {.resource = "r", .acquisition = victim});
+  const HoldRef hold{ResourceName(), victim, held.hint};
+  EXPECT_EQ(backend->ResourceOf(hold), "r");
+  const ObtainRequest thief{.resource = "r",
+                            .acquisition = AcquisitionId::Next(),
+                            .priority = 1,
+                            .reserve_below = 1,
+                            .grace = absl::ZeroDuration()};
+  EXPECT_EQ(Obtain(*backend, thief).outcome, ObtainOutcome::kReserved);
+  EXPECT_EQ(Obtain(*backend, thief).outcome, ObtainOutcome::kObtained);
+  const auto what_became_of_it = [&] {
+    std::optional<HoldEnd> why;
+    static_cast<void>(
+        backend->Watch({.acquisition = victim, .role = WatchRole::kHolder, .hint = held.hint},
+                       [&why](const WatchEvent& event) { why = event.why; }));
+    return why;
+  };
+  EXPECT_EQ(backend->ResourceOf(hold), "r");
+  EXPECT_EQ(what_became_of_it(), HoldEnd::kStolen);
+  std::optional<HoldEnd> in_the_answer;
+  backend->Release(hold, [&](absl::StatusOr<ReleaseOutcome> outcome) {
+    EXPECT_EQ(*outcome, ReleaseOutcome::kNotHeld);
+    EXPECT_EQ(backend->ResourceOf(hold), "r");
+    in_the_answer = what_became_of_it();
+  });
+  EXPECT_EQ(in_the_answer, HoldEnd::kStolen);
+  EXPECT_EQ(backend->ResourceOf(hold), "");
+  EXPECT_EQ(what_became_of_it(), HoldEnd::kExpired) << "it no longer knows";
+  EXPECT_EQ(Release(*backend, {"r", thief.acquisition}), ReleaseOutcome::kReleased);
+}
+
 TEST(MemoryBackendTest, WhatIsFreeTakesNoMemory) {
   const auto backend = NewMemoryBackend();
   const auto in_use = [] { return static_cast<int64_t>(mallinfo2().uordblks); };
