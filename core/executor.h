@@ -25,8 +25,12 @@ class Executor {
   virtual ~Executor() = default;
 
   // Runs `task` exactly once, now or later, on a thread of the executor's choice. Tasks must not
-  // throw. An executor that shuts down may destroy a task without running it; a lock in it is then
-  // released. The executor must outlive every manager that uses it and the locks of those managers.
+  // throw. The executor must outlive every manager that uses it and the locks of those managers.
+  //
+  // An executor that shuts down may destroy a task without running it. Whom the task would have
+  // told is then never told; a lock in it is released, and what waits for a set of locks, or for
+  // the end of a transaction, ends. It must hold no mutex of its own meanwhile, and take (or drop)
+  // the tasks that come of it.
   virtual void Execute(Task task) = 0;
 };
 

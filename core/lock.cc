@@ -18,27 +18,32 @@ absl::Status EmptyError(std::string_view call) {
   return MakeError(Reason::kNotHeld, absl::StrCat(call, " was called on an empty lock"));
 }
 
-absl::Status GoneError(FencingToken token) {
-  return MakeError(Reason::kLost,
-                   absl::StrCat("the lock with fencing token ", token,
-                                " was lost: it was taken by force before it was released"));
+// The error of a plain lock that the backend says is gone, in the answer to its release.
+absl::Status GoneError(LockingProtocol& backend, const HoldRef& hold, FencingToken token) {
+  const LockState state = internal::AskWhatBecameOf(backend, hold) == HoldEnd::kStolen
+                              ? LockState::kStolen
+                              : LockState::kLost;
+  return internal::LossError(state, internal::LockForMessage(backend.ResourceOf(hold), token));
 }
 
 // Waits for a step that tells its status to a callback. Inside a callback of the library it does
 // not wait: if the answer is not there at once, that is an error.
 template <typename Start>
-absl::Status WaitFor(std::string_view call, Start start) {
+absl::Status WaitFor(std::string_view call, internal::Hold& hold, Start start) {
   struct Shared : internal::RefCounted<Shared> {
     absl::Notification ready;
     absl::Status status;
   };
   const auto shared = internal::RefPtr<Shared>::Adopt(new Shared);
+  const auto keep = internal::RefPtr<internal::Hold>::Share(&hold);  // Callbacks may drop the lock.
   start([shared](absl::Status status) {
     shared->status = std::move(status);
     shared->ready.Notify();
   });
   if (!shared->ready.HasBeenNotified()) {
-    if (internal::CallbackScope::Active()) return internal::WouldBlockError(call, "");
+    if (internal::CallbackScope::Active()) {
+      return internal::WouldBlockError(call, hold.NameForMessage());
+    }
     shared->ready.WaitForNotification();
   }
   return shared->status;
@@ -48,11 +53,10 @@ absl::Status WaitFor(std::string_view call, Start start) {
 
 namespace internal {
 
-absl::Status WouldBlockError(std::string_view call, std::string_view resource) {
+absl::Status WouldBlockError(std::string_view call, std::string_view what) {
   return MakeError(
       Reason::kWouldBlock,
-      absl::StrCat(call, resource.empty() ? "" : " of ",
-                   resource.empty() ? "" : ResourceForMessage(resource),
+      absl::StrCat(call, " of ", what,
                    " would block inside a callback of the library; use the asynchronous form"));
 }
 
@@ -144,7 +148,7 @@ absl::Status Lock::Release() {
   if (target_ == kNothing) return EmptyError("Release()");
   if (target_ == kReleasedPlain) return absl::OkStatus();
   if (internal::Hold* const held = hold()) {
-    return WaitFor("Release()", [&](absl::AnyInvocable<void(absl::Status)> done) {
+    return WaitFor("Release()", *held, [&](absl::AnyInvocable<void(absl::Status)> done) {
       held->Release(std::move(done));
     });
   }
@@ -152,14 +156,20 @@ absl::Status Lock::Release() {
   internal::CoreShard* const shard = plain();
   target_ = kReleasedPlain;
   // Backends without a Hold answer at once.
-  shard->core->backend().Release({ResourceName(), id_, hint_},
-                                 [&](absl::StatusOr<ReleaseOutcome> outcome) {
-                                   if (!outcome.ok()) {
-                                     status = outcome.status();
-                                   } else if (*outcome != ReleaseOutcome::kReleased) {
-                                     status = GoneError(token_);
-                                   }
-                                 });
+  LockingProtocol& backend = shard->core->backend();
+  const HoldRef this_hold{ResourceName(), id_, hint_};
+  const auto on_failure = [&](const absl::StatusOr<ReleaseOutcome>& outcome) {
+    if (outcome.ok()) {
+      status = GoneError(backend, this_hold, token_);
+    } else {
+      const std::string name = internal::LockForMessage(backend.ResourceOf(this_hold), token_);
+      status = WithContext(absl::StrCat("could not release ", name), outcome.status());
+    }
+  };
+  // With one capture, so that it needs no allocation.
+  backend.Release(this_hold, [&on_failure](const absl::StatusOr<ReleaseOutcome>& outcome) {
+    if (!outcome.ok() || *outcome != ReleaseOutcome::kReleased) on_failure(outcome);
+  });
   shard->Unref();
   return status;
 }
@@ -194,7 +204,7 @@ absl::Status Lock::Extend(absl::Duration lease) {
                      absl::StrCat("the lock with fencing token ", token_, " was already released"));
   }
   internal::Hold& held = NeedHold();
-  return WaitFor("Extend()", [&](absl::AnyInvocable<void(absl::Status)> done) {
+  return WaitFor("Extend()", held, [&](absl::AnyInvocable<void(absl::Status)> done) {
     held.Extend(lease, std::move(done));
   });
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 
 namespace latchkey {
@@ -67,6 +68,15 @@ Reason ReasonOf(const absl::Status& status) {
     if (*payload == row.name) return row.reason;
   }
   return Reason::kNone;
+}
+
+absl::Status WithContext(std::string_view what, const absl::Status& status) {
+  if (status.ok()) return status;
+  absl::Status result(status.code(), absl::StrCat(what, ": ", status.message()));
+  status.ForEachPayload([&result](absl::string_view url, const absl::Cord& payload) {
+    result.SetPayload(url, payload);
+  });
+  return result;
 }
 
 absl::Status BackendUnavailableError(std::string_view message) {

@@ -48,6 +48,10 @@ absl::Status MakeError(Reason reason, std::string_view message);
 // Reads the reason back; kNone for OK and for statuses made elsewhere.
 Reason ReasonOf(const absl::Status& status);
 
+// The same error with "what: " before its message; the reason and other payloads are kept. OK
+// stays.
+absl::Status WithContext(std::string_view what, const absl::Status& status);
+
 // For backends: nothing was done / the outcome is not known.
 absl::Status BackendUnavailableError(std::string_view message);
 absl::Status BackendUnknownError(std::string_view message);

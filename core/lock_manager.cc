@@ -124,9 +124,7 @@ class AsyncRun {
  public:
   AsyncRun(std::shared_ptr<internal::RunState> state, LockManager::FinishCallback done)
       : state_(std::move(state)), done_(std::move(done)) {}
-  ~AsyncRun() {
-    Finish(MakeError(Reason::kCancelled, "the body dropped its callback without calling it"));
-  }
+  ~AsyncRun() { Finish(state_->DroppedError()); }
 
   // Only the first call counts.
   void Finish(absl::Status body) {
@@ -148,6 +146,16 @@ class AsyncRun {
 
 void LockManager::RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
                            absl::AnyInvocable<void(absl::Status)> done) {
+  if (body == nullptr) {
+    if (done == nullptr) return;
+    core_->RunUser([done = internal::WithOwner(std::move(done)),
+                    bad = MakeError(Reason::kInvalidArgument,
+                                    absl::StrCat("body must not be null, but is null (locking ",
+                                                 ResourceForMessage(resource), ")"))]() mutable {
+      done(std::move(bad));
+    });
+    return;
+  }
   const absl::Time asked = options.max_occupation_time == absl::InfiniteDuration()
                                ? absl::InfinitePast()
                                : core_->clock().Now();

@@ -208,7 +208,8 @@ class LockManager {
   // The same for bodies that finish later: `body` runs on the executor, and the lock is held until
   // it, or whoever it handed that to, calls `finish` with its status. Only the first call counts; a
   // `finish` that is destroyed without a call counts as kCancelled. `done` (null: nobody wants to
-  // know) runs once, on the executor, with the result, after the release.
+  // know) runs once, on the executor, with the result, after the release. kInvalidArgument: a null
+  // body.
   using FinishCallback = absl::AnyInvocable<void(absl::Status)>;
   using AsyncBody = absl::AnyInvocable<void(LockContext context, FinishCallback finish)>;
   void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
@@ -230,13 +231,16 @@ class LockManager {
   void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBodyWith<T> body,
                 FinishWith<T> done) {
     const auto value = std::make_shared<internal::FirstValue<T>>();
-    AsyncBody plain_body = [value, body = std::move(body)](LockContext context,
-                                                           FinishCallback finish) mutable {
-      body(std::move(context),
-           [value, finish = std::move(finish)](absl::StatusOr<T> result) mutable {
-             if (value->Set(result)) finish(std::move(result).status());
-           });
-    };
+    AsyncBody plain_body;
+    if (body != nullptr) {
+      plain_body = [value, body = std::move(body)](LockContext context,
+                                                   FinishCallback finish) mutable {
+        body(std::move(context),
+             [value, finish = std::move(finish)](absl::StatusOr<T> result) mutable {
+               if (value->Set(result)) finish(std::move(result).status());
+             });
+      };
+    }
     if (done == nullptr) {
       RunAsync(resource, options, std::move(plain_body), nullptr);
       return;

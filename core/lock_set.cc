@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/hold.h"
@@ -141,6 +144,19 @@ class SetListeners : public RefCounted<SetListeners> {
   absl::AnyInvocable<void(LockState)> on_lost_ ABSL_GUARDED_BY(mu_);
 };
 
+std::string ResourcesForMessage(const std::vector<std::string_view>& resources) {
+  constexpr size_t kMost = 4;
+  if (resources.empty()) return "nothing";
+  std::string text;
+  for (size_t i = 0; i < resources.size() && i < kMost; ++i) {
+    absl::StrAppend(&text, i > 0 ? ", " : "", ResourceForMessage(resources[i]));
+  }
+  if (resources.size() > kMost) {
+    absl::StrAppend(&text, ", ... (", resources.size(), " resources)");
+  }
+  return text;
+}
+
 LockSetRep::LockSetRep() = default;
 
 LockSetRep::~LockSetRep() {
@@ -261,18 +277,24 @@ void LockSet::OnLost(absl::AnyInvocable<void(LockState)> callback) {
   }
 }
 
+std::string LockSet::NamesForMessage() const {
+  return absl::StrCat("the set of locks on ", internal::ResourcesForMessage(resources()));
+}
+
 absl::Status LockSet::Release() {
   if (rep_ == nullptr) {
     return MakeError(Reason::kNotHeld, "Release() was called on an empty set of locks");
   }
   rep_->released = true;
+  // Before a callback may destroy the set; needed for an error only.
+  const std::string names = internal::CallbackScope::Active() ? NamesForMessage() : "";
   const auto answers = RefPtr<Gathering>::Adopt(new Gathering(rep_->members.size()));
   for (size_t i = 0; i < rep_->members.size(); ++i) {
     rep_->members[i].lock.ReleaseDirect(
         [answers, i](absl::Status status) { answers->Answer(i, std::move(status)); });
   }
   std::optional<absl::Status> status = answers->Wait();
-  return status ? *std::move(status) : internal::WouldBlockError("Release()", "");
+  return status ? *std::move(status) : internal::WouldBlockError("Release()", names);
 }
 
 void LockSet::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
@@ -297,9 +319,13 @@ void LockSet::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
 }
 
 absl::Status LockSet::Extend(absl::Duration lease) {
-  if (rep_ == nullptr || rep_->released) {
-    return MakeError(Reason::kNotHeld, "Extend() was called on a set of locks that is not held");
+  if (rep_ == nullptr) {
+    return MakeError(Reason::kNotHeld, "Extend() was called on an empty set of locks");
   }
+  if (rep_->released) {
+    return MakeError(Reason::kNotHeld, absl::StrCat(NamesForMessage(), " was already released"));
+  }
+  const std::string names = internal::CallbackScope::Active() ? NamesForMessage() : "";
   const std::vector<RefPtr<Hold>> holds = rep_->Holds();
   const auto answers = RefPtr<Gathering>::Adopt(new Gathering(holds.size()));
   for (size_t i = 0; i < holds.size(); ++i) {
@@ -307,7 +333,7 @@ absl::Status LockSet::Extend(absl::Duration lease) {
                      [answers, i](absl::Status status) { answers->Answer(i, std::move(status)); });
   }
   std::optional<absl::Status> status = answers->Wait();
-  return status ? *std::move(status) : internal::WouldBlockError("Extend()", "");
+  return status ? *std::move(status) : internal::WouldBlockError("Extend()", names);
 }
 
 }  // namespace latchkey

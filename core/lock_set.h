@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <memory>
 #include <stop_token>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -90,6 +91,7 @@ class [[nodiscard]] LockSet {
   friend class NonPreemptibleScope;
 
   explicit LockSet(std::unique_ptr<internal::LockSetRep> rep);
+  std::string NamesForMessage() const;
 
   std::unique_ptr<internal::LockSetRep> rep_;
 };

@@ -46,7 +46,8 @@ class Observer {
   virtual void OnStolen(const Subject& who) { static_cast<void>(who); }
   virtual void OnExpired(const Subject& who) { static_cast<void>(who); }
   virtual void OnLost(const Subject& who) { static_cast<void>(who); }
-  // A hold was given back after `held`.
+  // A hold was given back after `held`. Told when the backend has answered, so the next holder's
+  // OnAcquired may come first. One that turns out to have been lost before is a loss instead.
   virtual void OnReleased(const Subject& who, absl::Duration held) {
     static_cast<void>(who), static_cast<void>(held);
   }

@@ -199,7 +199,7 @@ bool TransactionRun::WaitUntilDone() {
 }
 
 absl::Status TransactionRun::WaitError() const {
-  return WouldBlockError("Wait() for a transaction", resources_.front());
+  return WouldBlockError("Wait()", absl::StrCat("a transaction on ", ResourcesForMessage()));
 }
 
 void TransactionRun::WhenDone(absl::AnyInvocable<void()> callback) {

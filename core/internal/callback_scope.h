@@ -27,8 +27,8 @@ class CallbackScope {
   const OwnerInForce nobody_{nullptr};
 };
 
-// kFailedPrecondition (kWouldBlock) for a call named `call` on `resource`.
-absl::Status WouldBlockError(std::string_view call, std::string_view resource);
+// kFailedPrecondition (kWouldBlock) for a call named `call` on what is named in words.
+absl::Status WouldBlockError(std::string_view call, std::string_view what);
 
 }  // namespace latchkey::internal
 

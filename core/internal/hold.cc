@@ -1,6 +1,7 @@
 #include "latchkey/core/internal/hold.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -42,6 +43,37 @@ std::string_view HowLost(LockState state) {
 }
 
 }  // namespace
+
+std::string LockForMessage(std::string_view resource, FencingToken token) {
+  if (resource.empty()) return absl::StrCat("the lock with fencing token ", token);
+  return absl::StrCat("the lock on ", ResourceForMessage(resource), " (fencing token ", token, ")");
+}
+
+absl::Status LossError(LockState state, std::string_view lock) {
+  if (state == LockState::kReleased) {
+    return MakeError(Reason::kNotHeld, absl::StrCat(lock, " was already released"));
+  }
+  return MakeError(ReasonOfLoss(state), absl::StrCat(lock, " ", HowLost(state)));
+}
+
+HoldEnd AskWhatBecameOf(LockingProtocol& backend, const HoldRef& hold) {
+  // Others would answer too late, and would have said it by an event.
+  if (!backend.capabilities().answers_at_once) return HoldEnd::kExpired;
+  struct Heard : RefCounted<Heard> {
+    std::atomic<HoldEnd> why = HoldEnd::kExpired;
+  };
+  const auto heard = RefPtr<Heard>::Adopt(new Heard);
+  backend
+      .Watch({.resource = hold.resource,
+              .acquisition = hold.acquisition,
+              .role = WatchRole::kHolder,
+              .hint = hold.hint},
+             [heard](const WatchEvent& event) {
+               if (event.kind == WatchEventKind::kHoldEnded) heard->why = event.why;
+             })
+      .Reset();
+  return heard->why;
+}
 
 Hold::Hold(CoreShard* shard, HoldTerms terms)
     : shard_(shard), terms_(std::move(terms)), valid_until_(terms_.valid_until) {}
@@ -229,11 +261,15 @@ absl::Status Hold::Check() {
   const LockState state = State();
   if (state == LockState::kHeld) return absl::OkStatus();
   if (state != LockState::kYielding) return LossError(state);
-  absl::MutexLock lock(&mu_);
-  if (deferrals_ > 0 || state_ != LockState::kYielding) return absl::OkStatus();
+  Priority thief_priority;
+  {
+    absl::MutexLock lock(&mu_);
+    if (deferrals_ > 0 || state_ != LockState::kYielding) return absl::OkStatus();
+    thief_priority = thief_priority_;
+  }
   return MakeError(Reason::kYieldRequested,
                    absl::StrCat(NameForMessage(), " should be given back: a request of priority ",
-                                thief_priority_, " waits for it"));
+                                thief_priority, " waits for it"));
 }
 
 void Hold::Defer() {
@@ -309,10 +345,8 @@ void Hold::Fire(Signals signals) {
   }
   if (Observer* const observer = shard_->core->observer()) {
     if (signals.yield && signals.stop) observer->OnPreempted(Subject(), signals.thief_priority);
-    if (signals.lost && signals.state == LockState::kStolen) observer->OnStolen(Subject());
-    if (signals.lost && signals.state == LockState::kExpired) observer->OnExpired(Subject());
-    if (signals.lost && signals.state == LockState::kLost) observer->OnLost(Subject());
   }
+  if (signals.lost) NoteLoss(signals.state);
   if (source) {
     CallbackScope scope;
     source->request_stop();
@@ -452,9 +486,15 @@ void Hold::OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) {
 }
 
 absl::Status Hold::ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendReply>& reply) {
-  if (!reply.ok()) return reply.status();
+  if (!reply.ok()) {
+    return WithContext(absl::StrCat("could not extend ", NameForMessage()), reply.status());
+  }
+  LockState gone = LockState::kLost;
+  if (reply->outcome == ExtendOutcome::kNotHeld) gone = WhatBecameOfIt();
   Signals signals;
-  absl::Status status;
+  LockState state;
+  bool refused = false;
+  Priority thief_priority;
   {
     absl::MutexLock lock(&mu_);
     LookAtClock(signals);
@@ -465,49 +505,62 @@ absl::Status Hold::ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendRe
           ArmEndTimer();
           break;
         case ExtendOutcome::kReserved:
-          status = MakeError(
-              Reason::kYieldRequested,
-              absl::StrCat(NameForMessage(),
-                           " was not extended: somebody of higher priority waits for it"));
+          refused = true;
           break;
         case ExtendOutcome::kNotHeld:
-          Lose(LockState::kLost, signals);
+          Lose(gone, signals);
           break;
       }
     }
-    if (!Exclusive(state_)) status = LossError(state_);
+    state = state_;
+    thief_priority = thief_priority_;
   }
   Fire(signals);
-  return status;
+  if (!Exclusive(state)) return LossError(state);
+  if (!refused) return absl::OkStatus();
+  if (state == LockState::kHeld) {
+    // It has not heard who waits, or does not listen.
+    state = State();
+    absl::MutexLock lock(&mu_);
+    thief_priority = thief_priority_;
+  }
+  return MakeError(Reason::kYieldRequested,
+                   absl::StrCat(NameForMessage(), " was not extended: ",
+                                state == LockState::kYielding
+                                    ? absl::StrCat("a request of priority ", thief_priority)
+                                    : "somebody of higher priority",
+                                " waits for it"));
 }
 
 void Hold::Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done) {
   if (lease <= absl::ZeroDuration()) {
     done(MakeError(Reason::kInvalidArgument,
-                   absl::StrCat("lease must be positive, but is ", absl::FormatDuration(lease))));
+                   absl::StrCat("lease must be positive, but is ", absl::FormatDuration(lease),
+                                " (extending ", NameForMessage(), ")")));
     return;
   }
   ManagerCore& core = *shard_->core;
   const BackendCapabilities& backend = core.capabilities();
   if ((lease == absl::InfiniteDuration() && !backend.infinite_lease) ||
       (lease != absl::InfiniteDuration() && lease > backend.max_lease)) {
-    done(MakeError(Reason::kNotSupported,
-                   absl::StrCat("backend '", backend.name, "' offers no lease of ",
-                                absl::FormatDuration(lease))));
+    done(MakeError(
+        Reason::kNotSupported,
+        absl::StrCat("backend '", backend.name, "' offers no lease of ",
+                     absl::FormatDuration(lease), " (extending ", NameForMessage(), ")")));
     return;
   }
   const absl::Time sent = core.clock().Now();
   Signals signals;
-  absl::Status status;
+  LockState state;
   {
     absl::MutexLock lock(&mu_);
     LookAtClock(signals);
-    if (!Exclusive(state_)) status = LossError(state_);
+    state = state_;
     lease = std::min(lease, terms_.hold_end - sent);
   }
   Fire(signals);
-  if (!status.ok()) {
-    done(std::move(status));
+  if (!Exclusive(state)) {
+    done(LossError(state));
     return;
   }
   core.backend().Extend(
@@ -516,18 +569,33 @@ void Hold::Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> d
           absl::StatusOr<ExtendReply> reply) mutable { done(hold->ApplyExtension(sent, reply)); });
 }
 
-std::string Hold::NameForMessage() const {
-  // A plain lock that got its own life later does not know its name.
-  if (terms_.resource.empty()) return absl::StrCat("the lock with fencing token ", terms_.token);
-  return absl::StrCat("the lock on ", ResourceForMessage(terms_.resource), " (fencing token ",
-                      terms_.token, ")");
+std::string Hold::NameForMessage() {
+  std::string name = terms_.resource;
+  if (name.empty()) {
+    // A plain lock that got its own life later. The backend knows the name, but not for ever.
+    name = shard_->core->backend().ResourceOf(ThisHold());
+    absl::MutexLock lock(&mu_);
+    if (name.empty()) {
+      name = found_name_;
+    } else {
+      found_name_ = name;
+    }
+  }
+  return LockForMessage(name, terms_.token);
 }
 
-absl::Status Hold::LossError(LockState state) const {
-  if (state == LockState::kReleased) {
-    return MakeError(Reason::kNotHeld, absl::StrCat(NameForMessage(), " was already released"));
+LockState Hold::WhatBecameOfIt() {
+  {
+    absl::MutexLock lock(&mu_);
+    if (shard_->core->clock().Now() >= End()) return LockState::kExpired;
   }
-  return MakeError(ReasonOfLoss(state), absl::StrCat(NameForMessage(), " ", HowLost(state)));
+  return AskWhatBecameOf(shard_->core->backend(), ThisHold()) == HoldEnd::kStolen
+             ? LockState::kStolen
+             : LockState::kLost;
+}
+
+absl::Status Hold::LossError(LockState state) {
+  return internal::LossError(state, NameForMessage());
 }
 
 // ---- Release ----
@@ -556,33 +624,40 @@ void Hold::Release(absl::AnyInvocable<void(absl::Status)> done) {
     done(absl::OkStatus());
     return;
   }
-  if (Exclusive(before)) {
-    if (Observer* const observer = core.observer()) {
-      observer->OnReleased(Subject(), core.clock().Now() - terms_.acquired);
-    }
-  }
+  absl::Duration held;
+  if (core.observer() != nullptr) held = core.clock().Now() - terms_.acquired;
   // Also if it is lost by our clock: the backend's may be behind, and then others wait for nothing.
-  core.backend().Release(
-      ThisHold(), [hold = RefPtr<Hold>::Share(this), before,
-                   done = std::move(done)](absl::StatusOr<ReleaseOutcome> outcome) mutable {
-        if (!Exclusive(before)) {
-          done(hold->LossError(before));
-        } else if (!outcome.ok()) {
-          done(outcome.status());
-        } else if (*outcome == ReleaseOutcome::kReleased) {
-          done(absl::OkStatus());
-        } else {
-          absl::Time end;
-          {
-            absl::MutexLock lock(&hold->mu_);
-            end = hold->End();
-            hold->state_ =
-                hold->shard_->core->clock().Now() >= end ? LockState::kExpired : LockState::kLost;
-            before = hold->state_;
-          }
-          done(hold->LossError(before));
-        }
-      });
+  core.backend().Release(ThisHold(),
+                         [hold = RefPtr<Hold>::Share(this), before, held,
+                          done = std::move(done)](absl::StatusOr<ReleaseOutcome> outcome) mutable {
+                           done(hold->OnReleaseAnswered(before, held, outcome));
+                         });
+}
+
+absl::Status Hold::OnReleaseAnswered(LockState before, absl::Duration held,
+                                     const absl::StatusOr<ReleaseOutcome>& outcome) {
+  if (!Exclusive(before)) return LossError(before);
+  if (outcome.ok() && *outcome != ReleaseOutcome::kReleased) {
+    // It was lost before, and nobody had told.
+    const LockState state = WhatBecameOfIt();
+    {
+      absl::MutexLock lock(&mu_);
+      state_ = state;
+    }
+    NoteLoss(state);
+    return LossError(state);
+  }
+  if (Observer* const observer = shard_->core->observer()) observer->OnReleased(Subject(), held);
+  if (outcome.ok()) return absl::OkStatus();
+  return WithContext(absl::StrCat("could not release ", NameForMessage()), outcome.status());
+}
+
+void Hold::NoteLoss(LockState state) {
+  Observer* const observer = shard_->core->observer();
+  if (observer == nullptr) return;
+  if (state == LockState::kStolen) observer->OnStolen(Subject());
+  if (state == LockState::kExpired) observer->OnExpired(Subject());
+  if (state == LockState::kLost) observer->OnLost(Subject());
 }
 
 }  // namespace latchkey::internal

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -45,6 +46,14 @@ struct HoldTerms {
   absl::Time hold_end = absl::InfiniteFuture();  // From max_hold.
 };
 
+// For messages. The resource may be empty: not known.
+std::string LockForMessage(std::string_view resource, FencingToken token);
+// The error of a lock, named in these words, that is not held any more.
+absl::Status LossError(LockState state, std::string_view lock);
+// Why a hold ended that the backend says is gone; kExpired if it cannot tell. Before, or in, the
+// answer to its release.
+HoldEnd AskWhatBecameOf(LockingProtocol& backend, const HoldRef& hold);
+
 class Hold : public RefCounted<Hold> {
  public:
   // Takes over one of the shard's live references.
@@ -72,6 +81,8 @@ class Hold : public RefCounted<Hold> {
   void EndDeferral();
 
   const HoldTerms& terms() const { return terms_; }
+  // For messages: "the lock on 'a' (fencing token 7)". May ask the backend for the name.
+  std::string NameForMessage() ABSL_LOCKS_EXCLUDED(mu_);
   ManagerCore* core() const;
   ResourceState Describe();
 
@@ -100,8 +111,9 @@ class Hold : public RefCounted<Hold> {
   void CancelTimers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmEndTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmRenewTimer(absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::string NameForMessage() const;
-  absl::Status LossError(LockState state) const;
+  absl::Status LossError(LockState state) ABSL_LOCKS_EXCLUDED(mu_);
+  // What became of a hold that the backend says is gone, although nobody told.
+  LockState WhatBecameOfIt() ABSL_LOCKS_EXCLUDED(mu_);
 
   void Listen() ABSL_LOCKS_EXCLUDED(mu_);
   void OnEvent(const WatchEvent& event) ABSL_LOCKS_EXCLUDED(mu_);
@@ -110,6 +122,11 @@ class Hold : public RefCounted<Hold> {
   void OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendReply>& reply)
       ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status OnReleaseAnswered(LockState before, absl::Duration held,
+                                 const absl::StatusOr<ReleaseOutcome>& outcome)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Tells the observer.
+  void NoteLoss(LockState state);
   void Fire(Signals signals) ABSL_LOCKS_EXCLUDED(mu_);
   void RunYieldCallback() ABSL_LOCKS_EXCLUDED(mu_);
   void RunLostCallback(LockState state) ABSL_LOCKS_EXCLUDED(mu_);
@@ -141,6 +158,8 @@ class Hold : public RefCounted<Hold> {
   // The threads on which a callback runs, and whether any more may begin.
   std::vector<std::thread::id> running_ ABSL_GUARDED_BY(mu_);
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  // The resource, if the terms leave it out and a message needed it.
+  std::string found_name_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace latchkey::internal

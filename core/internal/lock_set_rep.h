@@ -6,6 +6,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "latchkey/core/internal/hold.h"
@@ -16,6 +17,9 @@ namespace latchkey::internal {
 
 // What the callbacks of a set's members share.
 class SetListeners;
+
+// "'a', 'b'", of the first few.
+std::string ResourcesForMessage(const std::vector<std::string_view>& resources);
 
 // Thread-compatible, like the LockSet that owns it.
 struct LockSetRep {

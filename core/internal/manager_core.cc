@@ -46,6 +46,11 @@ absl::Status InvalidField(std::string_view resource, std::string_view field, std
                                 ResourceForMessage(resource), ")"));
 }
 
+// What the backend said, about this resource.
+absl::Status BackendRefused(std::string_view resource, const absl::Status& why) {
+  return WithContext(absl::StrCat("could not lock ", ResourceForMessage(resource)), why);
+}
+
 uint64_t RandomSeed(uint64_t wanted) {
   if (wanted != 0) return wanted;
   std::random_device device;
@@ -134,10 +139,14 @@ void ManagerCore::Shutdown() {
       absl::MutexLock lock(&shard.mu);
       for (auto& [resource, queue] : shard.queues) {
         resources.push_back(resource);
-        const std::vector<Waiter*> waiters(queue->order.begin(), queue->order.end());
-        for (Waiter* const waiter : waiters) {
+        // Those at the front know who holds the lock, so all errors are made before they leave.
+        std::vector<std::pair<Waiter*, absl::Status>> waiters;
+        for (Waiter* const waiter : queue->order) {
+          waiters.emplace_back(waiter, GiveUpError(*waiter, *queue, Reason::kShutdown));
+        }
+        for (auto& [waiter, error] : waiters) {
           waiter->shard->mu.AssertHeld();
-          Finish(*waiter, GiveUpError(*waiter, Reason::kShutdown), MayHaveLeftSomething(*waiter));
+          Finish(*waiter, std::move(error), MayHaveLeftSomething(*waiter));
         }
       }
     }
@@ -384,7 +393,7 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
         lock = AskPlainly(shard, resource, id, options, other);
         if (other == nullptr) return lock;
       }
-      if (!other->ok()) return other->status();
+      if (!other->ok()) return BackendRefused(resource, other->status());
       Plan plan;
       if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
       if ((*other)->token != 0) {
@@ -403,7 +412,8 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
   if (absl::Status bad = MakePlan(resource, options, plan); ABSL_PREDICT_FALSE(!bad.ok())) {
     return bad;
   }
-  if (ABSL_PREDICT_FALSE(CallbackScope::Active())) return WouldBlockError("Acquire()", resource);
+  if (ABSL_PREDICT_FALSE(CallbackScope::Active()))
+    return WouldBlockError("Acquire()", ResourceForMessage(resource));
   CoreShard& shard = ShardOf(resource);
   shard.Ref();
   const AcquisitionId id = AcquisitionId::Next();
@@ -417,9 +427,10 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
     YieldToQueue(shard, resource, request);
     absl::StatusOr<ObtainReply> answer = AskNow(request);
     if (ABSL_PREDICT_FALSE(!answer.ok())) {
-      NoteDenied(resource, plan, answer.status());
+      absl::Status refused = BackendRefused(resource, answer.status());
+      NoteDenied(resource, plan, refused);
       shard.Unref();
-      return answer.status();
+      return refused;
     }
     if (ABSL_PREDICT_TRUE(answer->token != 0)) {
       if (Observer* const seen = observer()) {
@@ -475,8 +486,9 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
   YieldToQueue(shard, resource, request);
   absl::StatusOr<ObtainReply> answer = AskNow(request);
   if (!answer.ok()) {
-    NoteDenied(resource, plan, answer.status());
-    return answer.status();
+    absl::Status refused = BackendRefused(resource, answer.status());
+    NoteDenied(resource, plan, refused);
+    return refused;
   }
   if (answer->token == 0) {
     attempt.first = *std::move(answer);
@@ -570,7 +582,7 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
     if (!answered()) {
       if (CallbackScope::Active()) {
         shared->abandoned = true;
-        return WouldBlockError("TryAcquire()", resource);
+        return WouldBlockError("TryAcquire()", ResourceForMessage(resource));
       }
       shared->mu.Await(absl::Condition(&answered));
     }
@@ -580,8 +592,9 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
     if (ReasonOf(answer.status()) == Reason::kBackendUnknown) {
       backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
     }
-    NoteDenied(resource, plan, answer.status());
-    return answer.status();
+    absl::Status refused = BackendRefused(resource, answer.status());
+    NoteDenied(resource, plan, refused);
+    return refused;
   }
   if (answer->token == 0) {
     absl::Status held = HeldByOther(resource, *answer);
@@ -645,7 +658,7 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
           if (ReasonOf(answer.status()) == Reason::kBackendUnknown) {
             backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
           }
-          done(answer.status(), std::nullopt);
+          done(BackendRefused(resource, answer.status()), std::nullopt);
         }
         shard.Unref();
       });
@@ -658,7 +671,7 @@ absl::StatusOr<LockSet> ManagerCore::AcquireAll(std::vector<LockRequest> request
   absl::StatusOr<RefPtr<SetRequest>> request =
       SetRequest::Create(*this, std::move(requests), order);
   if (!request.ok()) return request.status();
-  if (CallbackScope::Active()) return WouldBlockError("AcquireAll()", "");
+  if (CallbackScope::Active()) return WouldBlockError("AcquireAll()", (*request)->Names());
   return (*request)->Wait();
 }
 
@@ -715,23 +728,25 @@ void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
     Waiter* const lowest = queue.by_priority.empty() ? nullptr : *queue.by_priority.rbegin();
     if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
     const Admission admitted = admission.Decide(context);
-
-    if (w.options.cancel.stop_requested()) {
-      refused = GiveUpError(w, Reason::kCancelled);
-    } else if (shut_down_.load()) {
-      refused = GiveUpError(w, Reason::kShutdown);
-    } else if (w.options.max_attempts == 1 && w.answer && w.answer->ok() &&
-               (*w.answer)->outcome == ObtainOutcome::kDenied) {
+    if (w.answer && w.answer->ok() && (*w.answer)->token == 0) {
       w.other_known = true;
       w.other_owner = (*w.answer)->other_owner;
       w.other_priority = (*w.answer)->other_priority;
-      refused = GiveUpError(w, Reason::kAttemptsExhausted);
+    }
+
+    if (w.options.cancel.stop_requested()) {
+      refused = GiveUpError(w, queue, Reason::kCancelled);
+    } else if (shut_down_.load()) {
+      refused = GiveUpError(w, queue, Reason::kShutdown);
+    } else if (w.options.max_attempts == 1 && w.answer && w.answer->ok() &&
+               (*w.answer)->outcome == ObtainOutcome::kDenied) {
+      refused = GiveUpError(w, queue, Reason::kAttemptsExhausted);
     } else if (admitted == Admission::kReject) {
-      refused = GiveUpError(w, Reason::kTooManyPending);
+      refused = GiveUpError(w, queue, Reason::kTooManyPending);
     } else {
       if (admitted == Admission::kShedLowest && lowest != nullptr) {
         lowest->shard->mu.AssertHeld();
-        Finish(*lowest, GiveUpError(*lowest, Reason::kTooManyPending),
+        Finish(*lowest, GiveUpError(*lowest, queue, Reason::kTooManyPending),
                MayHaveLeftSomething(*lowest));
       }
       const int64_t sequence = sequence_.fetch_add(1, std::memory_order_relaxed);
@@ -796,7 +811,7 @@ void ManagerCore::GiveUp(Waiter& waiter, Reason reason) {
     absl::MutexLock lock(&shard.mu);
     waiter.shard->mu.AssertHeld();
     if (waiter.queue == nullptr) return;
-    Finish(waiter, GiveUpError(waiter, reason), MayHaveLeftSomething(waiter));
+    Finish(waiter, GiveUpError(waiter, *waiter.queue, reason), MayHaveLeftSomething(waiter));
   }
   Pump(shard, waiter.resource);
 }
@@ -807,18 +822,28 @@ bool ManagerCore::MayHaveLeftSomething(const Waiter& waiter) const {
   return waiter.ever_reserved || waiter.maybe_obtained || !capabilities_.answers_at_once;
 }
 
-absl::Status ManagerCore::GiveUpError(const Waiter& waiter, Reason reason) const {
+absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& queue,
+                                      Reason reason) const {
   std::string message = absl::StrCat("could not lock ", ResourceForMessage(waiter.resource), ": ",
                                      WhyGivenUp(reason));
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(waiter.options.acquire_timeout), ")");
   }
+  if (reason == Reason::kTooManyPending) {
+    absl::StrAppend(&message, " (", queue.order.size(), " for this resource)");
+  }
+  // Whoever stands behind others in the queue never asked; those before it did.
+  const Waiter* informed = waiter.other_known ? &waiter : nullptr;
+  for (const RefPtr<Waiter>& other : queue.registered) {
+    if (informed == nullptr && other->queue != nullptr && other->other_known)
+      informed = other.get();
+  }
   if (reason == Reason::kDeadlock) {
     absl::StrAppend(&message, ": ", waiter.circle);
-  } else if (waiter.other_known) {
-    absl::StrAppend(&message, "; held by ", OwnerForMessage(waiter.other_owner), " with priority ",
-                    waiter.other_priority);
-    if (waiter.reserved) absl::StrAppend(&message, ", which was asked to yield");
+  } else if (informed != nullptr) {
+    absl::StrAppend(&message, "; held by ", OwnerForMessage(informed->other_owner),
+                    " with priority ", informed->other_priority);
+    if (informed->reserved) absl::StrAppend(&message, ", which was asked to yield");
   }
   return MakeError(reason, message);
 }
@@ -1166,14 +1191,15 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
     const bool first = waiter.attempts == 0 && !waiter.reserved;
     if (!passing || waiter.failures > kMostFailures ||
         (first && reason == Reason::kBackendUnavailable)) {
-      Finish(waiter, answer.status(), waiter.reserved || waiter.maybe_obtained);
+      Finish(waiter, BackendRefused(waiter.resource, answer.status()),
+             waiter.reserved || waiter.maybe_obtained);
       return;
     }
     const RetryPolicy& retry =
         waiter.options.retry != nullptr ? *waiter.options.retry : *options_.retry;
     const absl::Duration delay = retry.Delay({.attempts = waiter.failures, .random = Random()});
     if (delay == absl::InfiniteDuration()) {
-      Finish(waiter, answer.status(), true);
+      Finish(waiter, BackendRefused(waiter.resource, answer.status()), true);
     } else {
       PollAt(waiter, clock_.Now() + delay);
     }
@@ -1200,8 +1226,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
         HandleAnswer(waiter,
                      BackendUnknownError(absl::StrCat(
                          "backend '", capabilities_.name, "' took longer than the lease of ",
-                         absl::FormatDuration(answer->remaining), " to grant ",
-                         ResourceForMessage(waiter.resource))));
+                         absl::FormatDuration(answer->remaining), " to grant it")));
         return;
       }
       if (!options_.queue->RanksByPriority()) waiter.queue->holder_priority = waiter.plan.priority;
@@ -1232,7 +1257,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
         next = std::min(next, asked + answer->grace_remaining);
       }
       if (waiter.options.acquire_timeout == absl::ZeroDuration()) {
-        Finish(waiter, GiveUpError(waiter, Reason::kAcquireTimeout), true);
+        Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kAcquireTimeout), true);
         return;
       }
       NoteHolder(waiter);
@@ -1246,11 +1271,11 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
       waiter.other_owner = std::move(answer->other_owner);
       waiter.other_priority = answer->other_priority;
       if (waiter.attempts >= waiter.options.max_attempts) {
-        Finish(waiter, GiveUpError(waiter, Reason::kAttemptsExhausted), false);
+        Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kAttemptsExhausted), false);
         return;
       }
       if (waiter.options.acquire_timeout == absl::ZeroDuration()) {
-        Finish(waiter, GiveUpError(waiter, Reason::kAcquireTimeout), false);
+        Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kAcquireTimeout), false);
         return;
       }
       NoteHolder(waiter);

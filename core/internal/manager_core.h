@@ -330,7 +330,8 @@ class ManagerCore {
   static void AskAboutHolders(const WaitGraph::Circle& circle);
   // Has the backend to be told that this waiter does not want the lock any more?
   bool MayHaveLeftSomething(const Waiter& waiter) const;
-  absl::Status GiveUpError(const Waiter& waiter, Reason reason) const;
+  // `queue` is that in which it waits, or would have.
+  absl::Status GiveUpError(const Waiter& waiter, const WaitQueue& queue, Reason reason) const;
   void Complete(Finished finished);
 
   void Pump(CoreShard& shard, const std::string& resource);

@@ -12,7 +12,10 @@ namespace internal {
 
 AcquireOptions OptionsForRun(const AcquireOptions& options) {
   AcquireOptions adapted = options;
-  adapted.acquire_timeout = std::min(options.acquire_timeout, options.max_occupation_time);
+  // One that makes no sense is refused by its own name.
+  if (options.max_occupation_time > absl::ZeroDuration()) {
+    adapted.acquire_timeout = std::min(options.acquire_timeout, options.max_occupation_time);
+  }
   if (!adapted.auto_renew) adapted.auto_renew = true;
   return adapted;
 }
@@ -102,6 +105,12 @@ absl::Status RunState::CheckPoint() {
     if (limit_ != Reason::kNone) return LimitError(limit_);
   }
   return status.ok() ? status : Named(status);
+}
+
+absl::Status RunState::DroppedError() const {
+  return MakeError(Reason::kCancelled, absl::StrCat("the body that ran under the lock on ",
+                                                    ResourceForMessage(resource_),
+                                                    " dropped its callback without calling it"));
 }
 
 absl::Status RunState::Named(const absl::Status& status) const {

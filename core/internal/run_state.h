@@ -52,6 +52,8 @@ class RunState : public std::enable_shared_from_this<RunState> {
 
   // Ends the limits, and gives the lock to the caller to release.
   Lock TakeLock();
+  // The result of a body that dropped its way to finish.
+  absl::Status DroppedError() const;
   // What the caller of Run gets: the body's own status unless the lock was lost or the body ran
   // for too long. `released` is what releasing the lock said.
   absl::Status Verdict(const absl::Status& body, const absl::Status& released);

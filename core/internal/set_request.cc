@@ -11,12 +11,6 @@
 #include "latchkey/core/scoped_owner.h"
 
 namespace latchkey::internal {
-namespace {
-
-constexpr size_t kMostNamesInMessage = 4;
-
-}  // namespace
-
 absl::StatusOr<RefPtr<SetRequest>> SetRequest::Create(ManagerCore& core,
                                                       std::vector<LockRequest> requests,
                                                       LockOrder order) {
@@ -107,6 +101,21 @@ void SetRequest::Start(AcquireAllCallback done) {
 
 void SetRequest::Shutdown() { Post({.kind = Event::kGiveUp, .reason = Reason::kShutdown}); }
 
+// The right to step, for a task: an executor that shuts down may drop it.
+class SetRequest::Ticket {
+ public:
+  explicit Ticket(SetRequest* request) : request_(RefPtr<SetRequest>::Share(request)) {}
+  Ticket(Ticket&&) noexcept = default;
+  Ticket& operator=(Ticket&&) = delete;
+  ~Ticket() {
+    if (request_) Take()->OnDropped();
+  }
+  RefPtr<SetRequest> Take() { return std::move(request_); }
+
+ private:
+  RefPtr<SetRequest> request_;
+};
+
 void SetRequest::Post(Event event) {
   {
     absl::MutexLock lock(&mu_);
@@ -115,7 +124,13 @@ void SetRequest::Post(Event event) {
     if (scheduled_) return;
     scheduled_ = true;
   }
-  core_.RunUser([self = RefPtr<SetRequest>::Share(this)] { self->Step(); });
+  core_.RunUser([ticket = Ticket(this)]() mutable { ticket.Take()->Step(); });
+}
+
+void SetRequest::OnDropped() {
+  if (finished_) return;
+  // Nothing will run there any more, so this is told to whoever can still be reached.
+  End(MakeError(Reason::kShutdown, absl::StrCat(Who(), ": its executor has shut down")));
 }
 
 void SetRequest::Step() {
@@ -442,15 +457,12 @@ void SetRequest::Fail(const absl::Status& status) {
   End(MakeError(reason, absl::StrCat(Who(), ": ", status.message())));
 }
 
-std::string SetRequest::Who() const {
-  std::string text = "could not lock all of ";
-  for (size_t i = 0; i < members_.size() && i < kMostNamesInMessage; ++i) {
-    absl::StrAppend(&text, i > 0 ? ", " : "", ResourceForMessage(members_[i]->resource));
-  }
-  if (members_.size() > kMostNamesInMessage) {
-    absl::StrAppend(&text, ", ... (", members_.size(), " resources)");
-  }
-  return text;
+std::string SetRequest::Who() const { return absl::StrCat("could not lock all of ", Names()); }
+
+std::string SetRequest::Names() const {
+  std::vector<std::string_view> names;
+  for (const std::unique_ptr<Member>& member : members_) names.push_back(member->resource);
+  return ResourcesForMessage(names);
 }
 
 void SetRequest::End(absl::Status status) {

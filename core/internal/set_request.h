@@ -49,9 +49,12 @@ class SetRequest : public RefCounted<SetRequest> {
   void Start(AcquireAllCallback done);
   // The manager is being destroyed.
   void Shutdown();
+  // For messages: "'a', 'b'".
+  std::string Names() const;
 
  private:
   friend class RefCounted<SetRequest>;
+  class Ticket;
 
   struct Event {
     enum Kind { kAsked, kGranted, kYield, kBackedOff, kExtended, kGiveUp };
@@ -93,6 +96,8 @@ class SetRequest : public RefCounted<SetRequest> {
   void Post(Event event) ABSL_LOCKS_EXCLUDED(mu_);
   // Empties the inbox. At most one thread at a time.
   void Step() ABSL_LOCKS_EXCLUDED(mu_);
+  // The executor dropped the task that was to step.
+  void OnDropped() ABSL_LOCKS_EXCLUDED(mu_);
 
   // The rest is called by the thread that steps.
   void Begin();

@@ -224,6 +224,26 @@ TEST_F(LockManagerTest, ForcedHandOverAfterTheGrace) {
   EXPECT_TRUE(thief->lock().IsHeld());
 }
 
+TEST_F(LockManagerTest, ATheftThatNobodyListenedToIsStillATheft) {
+  for (const bool leased : {false, true}) {
+    AcquireOptions options;
+    if (leased) options.lease = absl::Minutes(1);
+    absl::StatusOr<Lock> looks = locks_.Acquire("a", options);
+    absl::StatusOr<Lock> releases = locks_.Acquire("b", options);
+    absl::StatusOr<Lock> extends = locks_.Acquire("c", options);
+    const AcquireOptions force = {.priority = 1, .preemption_grace = absl::ZeroDuration()};
+    absl::StatusOr<LockSet> thief = locks_.AcquireAll({"a", "b", "c"}, force);
+    ASSERT_TRUE(thief.ok()) << thief.status();
+    EXPECT_EQ(looks->state(), LockState::kStolen);
+    EXPECT_EQ(ReasonOf(releases->Release()), Reason::kStolen);
+    EXPECT_EQ(ReasonOf(extends->Extend(absl::Seconds(1))), Reason::kStolen);
+    std::vector<LockState> told;
+    extends->OnLost([&](LockState state) { told.push_back(state); });
+    EXPECT_THAT(told, ElementsAre(LockState::kStolen));
+    EXPECT_TRUE(thief->IsHeld());
+  }
+}
+
 TEST_F(LockManagerTest, SameOwnerReentersAndEachHandleCounts) {
   absl::StatusOr<Lock> outer = locks_.Acquire("a", {.owner = "me"});
   auto other = Ask("a");
@@ -304,6 +324,18 @@ TEST_F(LockManagerTest, DestroyingTheManagerCancelsWaitersAndLeavesLocksValid) {
   EXPECT_FALSE(locks_.TryAcquire("a").ok());
   EXPECT_TRUE(held->Release().ok());
   EXPECT_TRUE(locks_.TryAcquire("a").ok());
+}
+
+TEST_F(LockManagerTest, ALockInATaskThatTheExecutorDropsIsReleased) {
+  auto executor = std::make_unique<SimulatedExecutor>();
+  LockManager locks =
+      *LockManager::Create(backend_, {.clock = &clock_, .executor = executor.get()});
+  int told = 0;
+  locks.AcquireAsync("a", {}, [&](absl::StatusOr<Lock>) { ++told; });
+  EXPECT_TRUE(locks.IsBusy("a"));
+  executor->DropAll();
+  EXPECT_EQ(told, 0);
+  EXPECT_FALSE(locks.IsBusy());
 }
 
 TEST_F(LockManagerTest, ManagersOnOneBackendRespectEachOther) {

@@ -197,6 +197,33 @@ TEST_F(LockSetTest, DestroyingTheManagerEndsTheWait) {
 
 // ---- On the thief's side ----
 
+TEST_F(LockSetTest, AnExecutorThatDropsItsTasksEndsTheWait) {
+  // Runs what it is given at once, until it is closed.
+  class Closing : public Executor {
+   public:
+    void Execute(Task task) override {
+      if (!closed_) task();
+    }
+    void Close() { closed_ = true; }
+
+   private:
+    bool closed_ = false;
+  };
+  Closing executor;
+  LockManager locks = NewManager({.executor = &executor});
+  absl::StatusOr<Lock> held = locks_.Acquire("b");
+  auto alive = std::make_shared<int>();
+  int told = 0;
+  locks.AcquireAllAsync({"a", "b"}, {}, [&told, alive](absl::StatusOr<LockSet>) { ++told; });
+  EXPECT_TRUE(locks_.IsBusy("a"));
+  executor.Close();
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_EQ(told, 0);
+  EXPECT_EQ(alive.use_count(), 1) << "the request is kept";
+  ExpectNothingLeft();
+  EXPECT_EQ(clock_.PendingTimers(), 0u);
+}
+
 TEST_F(LockSetTest, NobodyIsAskedToYieldForASetThatCannotBeHad) {
   absl::StatusOr<Lock> low = locks_.Acquire("a");
   absl::StatusOr<Lock> equal = locks_.Acquire("b", {.priority = 5});

@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/tests/support/fault_injecting_protocol.h"
 #include "latchkey/tests/support/lock_manager_fixture.h"
 
 namespace latchkey {
@@ -71,6 +72,26 @@ TEST_F(StatsObserverTest, CountsPreemptionsAndLosses) {
   EXPECT_EQ(stats_->held(), 0);
   EXPECT_FALSE(stolen->Release().ok());
   EXPECT_EQ(stats_->held(), 0) << "what was lost is not released as well";
+}
+
+// No news arrives on this link, so only the answers to what is asked tell.
+TEST_F(StatsObserverTest, ALossThatOnlyTheReleaseRevealsIsNoRelease) {
+  auto link = std::make_shared<FaultInjectingProtocol>(
+      backend_, FaultInjectingOptions{.clock = &clock_, .faults = {.drop_event = 1}});
+  LockManager far = *LockManager::Create(link, {.clock = &clock_, .observer = stats_});
+  auto lock = Ask(far, "a", {.lease = absl::Minutes(1), .auto_renew = false});
+  clock_.AdvanceBy(absl::Milliseconds(1));
+  ASSERT_TRUE(lock->granted());
+  absl::StatusOr<Lock> thief =
+      locks_.Acquire("a", {.priority = 1, .preemption_grace = absl::ZeroDuration()});
+  ASSERT_TRUE(thief.ok());
+  EXPECT_EQ(lock->lock().state(), LockState::kHeld) << "as far as it knows";
+  lock->lock().ReleaseAsync();
+  clock_.AdvanceBy(absl::Milliseconds(1));
+  EXPECT_EQ(lock->lock().state(), LockState::kLost);
+  EXPECT_EQ(stats_->lost(), 1);
+  EXPECT_EQ(stats_->released(), 0);
+  EXPECT_EQ(stats_->held(), 0);
 }
 
 TEST_F(StatsObserverTest, PrintsForPrometheus) {

@@ -27,6 +27,12 @@ size_t SimulatedExecutor::RunAll() {
   return ran;
 }
 
+void SimulatedExecutor::DropAll() {
+  std::deque<Task> dropped;  // Goes without the mutex.
+  absl::MutexLock lock(&mu_);
+  dropped.swap(tasks_);
+}
+
 size_t SimulatedExecutor::Pending() const {
   absl::MutexLock lock(&mu_);
   return tasks_.size();

@@ -37,6 +37,9 @@ class SimulatedExecutor : public Executor {
   // Runs tasks until none is left, those included that are queued meanwhile. Returns how many ran.
   size_t RunAll();
 
+  // Destroys the tasks that wait, as an executor does that shuts down.
+  void DropAll();
+
   // How many tasks wait.
   size_t Pending() const;
 
