@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "latchkey/core/internal/manager_core.h"
-#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
 namespace {
@@ -53,13 +52,12 @@ bool LockAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
   wait->set_coroutine(coroutine);
   wait_ = wait;
   internal::RefPtr<internal::Waiter> waiter =
-      core_->Wait(resource_, options, attempt,
-                  internal::WithOwner(AcquireCallback([wait](absl::StatusOr<Lock> lock) {
-                    // Nobody wants it any more: the lock goes at once.
-                    if (wait->abandoned()) return;
-                    wait->value = std::move(lock);
-                    if (wait->End()) wait->Resume();
-                  })));
+      core_->Wait(resource_, options, attempt, [wait](absl::StatusOr<Lock> lock) {
+        // Nobody wants it any more: the lock goes at once.
+        if (wait->abandoned()) return;
+        wait->value = std::move(lock);
+        if (wait->End()) wait->Resume();
+      });
   waiter_ = waiter.Release();
   return wait->Suspend();
 }

@@ -13,6 +13,10 @@
 // trampoline: a chain of 100,000 resumptions uses constant stack at every level of optimisation.
 // CoAcquire makes no allocation unless it has to wait.
 //
+// Owners: a coroutine goes on with the owner (scoped_owner.h) that was in force when it awaited, so
+// one that is started under a ScopedOwner keeps that owner to its end. A ScopedOwner in its own
+// body must not span a co_await.
+//
 // Cancellation: destroying a coroutine that waits here ends the wait; whatever was granted
 // meanwhile is given back. As with every coroutine, it must not be destroyed while another thread
 // resumes it: destroy it on the thread where it would be resumed, or end the wait from anywhere
@@ -49,6 +53,7 @@
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
 #include "latchkey/core/lock_set.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
 
@@ -160,7 +165,11 @@ class Suspension {
   // Resumes the coroutine, unless it was abandoned since.
   void Resume() {
     Phase ended = kEnded;
-    if (phase_.compare_exchange_strong(ended, kResumed, std::memory_order_acq_rel)) {
+    if (!phase_.compare_exchange_strong(ended, kResumed, std::memory_order_acq_rel)) return;
+    if (owner_ == nullptr) {
+      coroutine_.resume();
+    } else {
+      const OwnerInForce in_force(&owner_);
       coroutine_.resume();
     }
   }
@@ -176,13 +185,18 @@ class Suspension {
   }
 
   bool abandoned() const { return phase_.load(std::memory_order_acquire) == kAbandoned; }
-  void set_coroutine(std::coroutine_handle<> coroutine) { coroutine_ = coroutine; }
+  // Before it suspends. It will go on with the owner that is in force now.
+  void set_coroutine(std::coroutine_handle<> coroutine) {
+    coroutine_ = coroutine;
+    if (current_owner != nullptr) owner_ = *current_owner;
+  }
 
  private:
   enum Phase { kStarting, kWaiting, kEnded, kResumed, kAbandoned };
 
   std::atomic<Phase> phase_ = kStarting;
   std::coroutine_handle<> coroutine_;
+  SharedOwner owner_;
 };
 
 // A suspension that ends with a value.

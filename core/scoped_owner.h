@@ -13,6 +13,17 @@
 // over without an owner has none, whoever runs it. For tasks that you hand to threads of your own
 // there is BindOwner().
 //
+// A ScopedOwner belongs to its thread's stack, so it must not span a `co_await`: the coroutine may
+// go on on another thread, and the owner would stay in force on this one. Make it where the
+// coroutine is started instead:
+//
+//   ScopedOwner me("billing");
+//   BillAll(locks);  // a coroutine; it keeps the owner, on whatever thread its awaits resume it
+//
+// Every await of coroutine.h hands the owner on; others may not. Within a body one can always name
+// the owner: `co_await locks.CoAcquire(key, {.owner = "billing"})`. A debug build stops at a
+// ScopedOwner that is destroyed out of turn.
+//
 // An owner is taken for one task: two threads that share one both enter what either holds.
 //
 // Thread safety: it belongs to the thread that made it, and goes before what was in force earlier
@@ -20,6 +31,7 @@
 #ifndef LATCHKEY_CORE_SCOPED_OWNER_H_
 #define LATCHKEY_CORE_SCOPED_OWNER_H_
 
+#include <cassert>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -39,12 +51,17 @@ inline thread_local constinit const SharedOwner* current_owner = nullptr;
 class OwnerInForce {
  public:
   // Borrows `owner`, which must outlive this.
-  explicit OwnerInForce(const SharedOwner* owner) : before_(std::exchange(current_owner, owner)) {}
-  ~OwnerInForce() { current_owner = before_; }
+  explicit OwnerInForce(const SharedOwner* owner)
+      : owner_(owner), before_(std::exchange(current_owner, owner)) {}
+  ~OwnerInForce() {
+    assert(current_owner == owner_ && "an owner ends out of turn: does it span a co_await?");
+    current_owner = before_;
+  }
   OwnerInForce(const OwnerInForce&) = delete;
   OwnerInForce& operator=(const OwnerInForce&) = delete;
 
  private:
+  const SharedOwner* const owner_;
   const SharedOwner* const before_;
 };
 

@@ -22,6 +22,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/core/scoped_owner.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/simulated_clock.h"
 #include "latchkey/tests/support/simulated_executor.h"
@@ -471,6 +472,45 @@ TEST_F(CoroutineTest, ACallbackOnAnotherThreadRacesWithTheSuspension) {
 }
 
 // ---- Time ----
+
+TEST_F(CoroutineTest, KeepsTheOwnerThatWasInForceAtItsStart) {
+  std::vector<std::string> owners;
+  std::optional<Completion<int>> done;
+  absl::StatusOr<Lock> a = locks_.Acquire("a");
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  const auto body = [&]() -> Task {
+    const auto note = [&] { owners.emplace_back(ScopedOwner::Current()); };
+    note();
+    const absl::StatusOr<Lock> one = co_await locks_.CoAcquire("a");
+    note();
+    const absl::StatusOr<Lock> again = co_await locks_.CoAcquire("a");
+    EXPECT_TRUE(again.ok()) << "it enters what it holds";
+    const absl::StatusOr<LockSet> set = co_await locks_.CoAcquireAll({"a", "b"});
+    note();
+    co_await SleepFor(absl::Seconds(1), clock_);
+    note();
+    co_await AwaitCallback<int>([&](Completion<int> call) { done.emplace(std::move(call)); });
+    note();
+  };
+  std::optional<Task> task;
+  {
+    ScopedOwner me("me");
+    task.emplace(body());
+    EXPECT_EQ(ScopedOwner::Current(), "me");
+  }
+  EXPECT_EQ(ScopedOwner::Current(), "");
+  {
+    ScopedOwner other("other");  // Whoever brings the news does not matter.
+    EXPECT_TRUE(a->Release().ok());
+    EXPECT_TRUE(b->Release().ok());
+    clock_.AdvanceBy(absl::Seconds(1));
+    ASSERT_TRUE(done);
+    (*done)(1);
+    EXPECT_EQ(ScopedOwner::Current(), "other");
+  }
+  EXPECT_THAT(owners, ElementsAre("me", "me", "me", "me", "me"));
+  EXPECT_TRUE(task->done());
+}
 
 TEST_F(CoroutineTest, SleepsUntilTheClockSaysSo) {
   int awake = 0;

@@ -74,7 +74,6 @@ TEST_F(PriorityRedlockTest, Defaults) {
   EXPECT_EQ(lock->state(), LockState::kHeld);
   EXPECT_TRUE(lock->IsHeld());
   EXPECT_EQ(locks_.Snapshot()[0].state.holder_priority, 0);
-  // Differs: there a lock lives for a fixed time; here for as long as it is held.
   EXPECT_EQ(lock->remaining(), absl::InfiniteDuration());
 }
 
