@@ -4,6 +4,17 @@
 
 namespace latchkey {
 
+SimulatedClock::~SimulatedClock() {
+  // One at a time, without the mutex: what a callback owns may cancel others, and set new ones.
+  for (;;) {
+    std::map<std::pair<absl::Time, TimerId>, absl::AnyInvocable<void()>>::node_type timer;
+    absl::MutexLock lock(&mu_);
+    if (timers_.empty()) return;
+    timer = timers_.extract(timers_.begin());
+    when_.erase(timer.key().second);
+  }
+}
+
 absl::Time SimulatedClock::Now() {
   absl::MutexLock lock(&mu_);
   return now_;

@@ -29,6 +29,10 @@ class SimulatedClock : public Clock {
   // An hour after the epoch, so that a test may subtract without meeting negative times.
   explicit SimulatedClock(absl::Time start = absl::UnixEpoch() + absl::Hours(1)) : now_(start) {}
 
+  // Timers that are set do not run any more. What their callbacks own may still call the clock
+  // while it is destroyed with them; nobody else may.
+  ~SimulatedClock() override;
+
   SimulatedClock(const SimulatedClock&) = delete;
   SimulatedClock& operator=(const SimulatedClock&) = delete;
 

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -158,6 +159,38 @@ TEST(SimulatedClockTest, ManyThreadsSetCancelAndAdvance) {
   clock.AdvanceBy(absl::Seconds(1));
   EXPECT_EQ(runs + cancelled, 4 * 500);
   EXPECT_EQ(clock.PendingTimers(), 0u);
+}
+
+// Calls the clock when it is destroyed, as a backend does that cancels its timers.
+struct CallsTheClock {
+  explicit CallsTheClock(SimulatedClock& clock) : clock(clock) {}
+  ~CallsTheClock() {
+    EXPECT_FALSE(clock.Cancel(own));
+    EXPECT_EQ(clock.Cancel(other), cancels_other);
+    if (sets_one) clock.RunAt(clock.Now(), [] { FAIL() << "nobody runs it any more"; });
+  }
+
+  SimulatedClock& clock;
+  Clock::TimerId own = 0;
+  Clock::TimerId other = 0;
+  bool cancels_other = false;
+  bool sets_one = false;
+};
+
+TEST(SimulatedClockTest, WhatATimerOwnsMayCallTheClockThatIsDestroyedWithIt) {
+  auto clock = std::make_unique<SimulatedClock>();
+  const absl::Time soon = clock->Now() + absl::Seconds(1);
+  auto first = std::make_shared<CallsTheClock>(*clock);
+  auto second = std::make_shared<CallsTheClock>(*clock);
+  first->own = clock->RunAt(soon, [first] {});
+  second->own = clock->RunAt(soon + absl::Seconds(1), [second] {});
+  first->other = clock->RunAt(soon + absl::Seconds(2), [] {});
+  first->cancels_other = true;
+  second->other = first->own;
+  second->sets_one = true;
+  first = nullptr;
+  second = nullptr;
+  clock = nullptr;
 }
 
 }  // namespace
