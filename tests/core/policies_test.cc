@@ -29,6 +29,14 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
+// The last come is first: what a user's own order takes.
+class LastInFirstOut : public QueuePolicy {
+ public:
+  absl::int128 Rank(const WaitingRequest& request) const override {
+    return -absl::int128(absl::ToUnixNanos(request.enqueued));
+  }
+};
+
 class PoliciesTest : public LockManagerFixture {
  protected:
   // Notes in `order_` when it is granted, and releases.
@@ -142,14 +150,6 @@ TEST_F(PoliciesTest, BargingIsRefusedWhereTheBackendCannot) {
   EXPECT_TRUE(create(false).ok());
 }
 
-// The last come is first: what a user's own order takes.
-class LastInFirstOut : public QueuePolicy {
- public:
-  absl::int128 Rank(const WaitingRequest& request) const override {
-    return -absl::int128(absl::ToUnixNanos(request.enqueued));
-  }
-};
-
 TEST_F(PoliciesTest, AQueuePolicyOfOnesOwnTakesOneSmallClass) {
   LockManager locks = NewManager({.queue = std::make_shared<LastInFirstOut>()});
   absl::StatusOr<Lock> held = locks.Acquire("a");
@@ -161,7 +161,42 @@ TEST_F(PoliciesTest, AQueuePolicyOfOnesOwnTakesOneSmallClass) {
   EXPECT_THAT(order_, ElementsAre("3", "2", "1"));
 }
 
+TEST_F(PoliciesTest, PreemptionJumpsAnyOrder) {
+  const std::vector<std::shared_ptr<const QueuePolicy>> orders = {
+      PriorityQueue(), FifoQueue(), AgeingQueue({.step = absl::Milliseconds(1)}),
+      std::make_shared<LastInFirstOut>()};
+  for (const std::shared_ptr<const QueuePolicy>& order : orders) {
+    order_.clear();
+    LockManager locks = NewManager({.queue = order});
+    absl::StatusOr<Lock> held = locks.Acquire("a");
+    Note(locks, "before");
+    clock_.AdvanceBy(absl::Seconds(1));
+    Note(locks, "may preempt", {.priority = 1});
+    clock_.AdvanceBy(absl::Seconds(1));
+    Note(locks, "after");
+    EXPECT_EQ(held->state(), LockState::kYielding);
+    ASSERT_TRUE(held->Release().ok());
+    ASSERT_EQ(order_.size(), 3u);
+    EXPECT_EQ(order_[0], "may preempt");
+  }
+}
+
 // ---- Preemption ----
+
+TEST_F(PoliciesTest, ByDefaultAStrictlyHigherPriorityAsksAndWaits) {
+  LockManager locks = NewManager({.preemption = PreemptLower()});
+  for (LockManager* const manager : {&locks, &locks_}) {
+    absl::StatusOr<Lock> held = manager->Acquire("a", {.priority = 5});
+    auto equal = Ask(*manager, "a", {.priority = 5});
+    EXPECT_EQ(held->state(), LockState::kHeld);
+    auto higher = Ask(*manager, "a", {.priority = 6});
+    EXPECT_EQ(held->state(), LockState::kYielding);
+    clock_.AdvanceBy(absl::Hours(1));
+    EXPECT_FALSE(higher->result);
+    ASSERT_TRUE(held->Release().ok());
+    EXPECT_TRUE(higher->granted());
+  }
+}
 
 TEST_F(PoliciesTest, NeverPreemptOnlyOrdersTheQueue) {
   LockManager locks = NewManager({.preemption = NeverPreempt()});
@@ -205,6 +240,18 @@ TEST_F(PoliciesTest, ARequestMayOverrideThePreemptionOfItsManager) {
       Ask(forceful, "a", {.priority = 10, .preemption_grace = absl::InfiniteDuration()});
   clock_.AdvanceBy(absl::Hours(1));
   EXPECT_FALSE(acknowledged->result);
+}
+
+TEST_F(PoliciesTest, ForceAndMarginCombine) {
+  const auto both = ForceAfter(absl::Seconds(1), PreemptByMargin(10));
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  auto near = Ask("a", {.priority = 9, .preemption = both});
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_EQ(held->state(), LockState::kHeld);
+  auto far = Ask("a", {.priority = 10, .preemption = both});
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_EQ(held->state(), LockState::kStolen);
+  EXPECT_TRUE(far->granted());
 }
 
 // Holders may be preempted at night only: what a user's own rule takes.
@@ -323,6 +370,32 @@ TEST_F(PollingTest, AttemptsAreCountedEachTimeThatTheBackendDenies) {
     EXPECT_EQ(ReasonOf(pending->status()), Reason::kAttemptsExhausted);
     EXPECT_THAT(pending->status().message(), HasSubstr("'a'"));
   }
+}
+
+TEST_F(PollingTest, PollsOfAReservationAreNoAttempts) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  LockManager locks = NewPollingManager();
+  auto thief = Ask(locks, "a", {.priority = 1, .max_attempts = 1});
+  const int64_t before = link_->steps();
+  EXPECT_EQ(TimeToSettle(thief), absl::InfiniteDuration());
+  EXPECT_GT(link_->steps(), before + 10) << "it polls";
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_LT(TimeToSettle(thief), absl::Seconds(30));
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(PollingTest, TheSeedMakesTheJitterRepeatable) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  const auto time_with = [&](uint64_t seed) {
+    LockManager locks = *LockManager::Create(link_, {.clock = &clock_, .random_seed = seed});
+    const absl::Time begin = clock_.Now();
+    auto pending = Ask(locks, "a", {.max_attempts = 6});
+    while (!pending->result) clock_.AdvanceBy(absl::Milliseconds(1));
+    return clock_.Now() - begin;
+  };
+  const absl::Duration once = time_with(1);
+  EXPECT_EQ(time_with(1), once);
+  EXPECT_NE(time_with(2), once);
 }
 
 TEST_F(PollingTest, TheRetryPolicySaysWhenTheBackendIsAskedAgain) {
@@ -457,30 +530,6 @@ TEST_F(PoliciesTest, ASnapshotShowsTheHolderTheSuccessorAndWhoWaits) {
   EXPECT_TRUE(all[0].waiters[0].reserved);
   EXPECT_EQ(all[0].waiters[1].owner, "low");
   EXPECT_EQ(all[0].waiters[1].waited, absl::Seconds(5));
-}
-
-// ---- Messages ----
-
-TEST_F(PoliciesTest, EveryFailureNamesTheResourceTheHolderAndTheReason) {
-  absl::StatusOr<Lock> held = locks_.Acquire("the thing", {.owner = "bob", .priority = 3});
-  std::stop_source cancel;
-  std::vector<absl::Status> failures = {
-      locks_.TryAcquire("the thing").status(),
-      locks_.Acquire("the thing", {.acquire_timeout = absl::ZeroDuration()}).status(),
-      Ask("the thing", {.max_attempts = 1})->status(),
-      AskAll({"the thing", "x"}, {.acquire_timeout = absl::ZeroDuration()})->status(),
-  };
-  auto timeout = Ask("the thing", {.acquire_timeout = absl::Seconds(1)});
-  auto cancelled = Ask("the thing", {.cancel = cancel.get_token()});
-  clock_.AdvanceBy(absl::Seconds(1));
-  cancel.request_stop();
-  failures.push_back(timeout->status());
-  failures.push_back(cancelled->status());
-  for (const absl::Status& failure : failures) {
-    EXPECT_NE(ReasonOf(failure), Reason::kNone) << failure;
-    EXPECT_THAT(failure.message(), HasSubstr("'the thing'"));
-    EXPECT_THAT(failure.message(), HasSubstr("'bob' with priority 3"));
-  }
 }
 
 }  // namespace

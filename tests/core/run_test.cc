@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_context.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/tests/support/fault_injecting_protocol.h"
 #include "latchkey/tests/support/lock_manager_fixture.h"
 
 namespace latchkey {
@@ -215,6 +216,41 @@ TEST_F(RunTest, ALostLockMeansAbortedWhateverTheBodySays) {
     return 1;
   });
   EXPECT_EQ(stolen.status().code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(RunTest, ABodyWhoseLeaseCannotBeRenewedIsAskedToStopWhenItEnds) {
+  auto link = std::make_shared<FaultInjectingProtocol>(
+      backend_, FaultInjectingOptions{.clock = &clock_, .lease_margin = absl::Milliseconds(10)});
+  LockManager far = *LockManager::Create(link, {.clock = &clock_});
+  std::optional<LockContext> context;
+  LockManager::FinishCallback finish;
+  std::stop_token stop;
+  std::optional<absl::Status> result;
+  far.RunAsync(
+      "a", {.lease = absl::Seconds(3)},
+      [&](LockContext with, LockManager::FinishCallback call) {
+        context = with;
+        stop = with.stop_token();
+        finish = std::move(call);
+      },
+      [&](absl::Status status) { result = std::move(status); });
+  clock_.AdvanceBy(absl::Minutes(1));
+  ASSERT_TRUE(context && context->CheckPoint().ok()) << "it is renewed";
+  link->SetFaults({.unavailable = 1});
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_FALSE(stop.stop_requested()) << "one failure is not a loss";
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_TRUE(stop.stop_requested());
+  EXPECT_EQ(ReasonOf(context->CheckPoint()), Reason::kExpired);
+  auto next = Ask("a");
+  clock_.AdvanceBy(absl::Seconds(3));
+  EXPECT_TRUE(next->granted()) << "past the lease only the fence protects";
+  EXPECT_GT(next->lock().fencing_token(), context->fencing_token());
+  finish(absl::OkStatus());
+  clock_.AdvanceBy(absl::Seconds(1));
+  ASSERT_TRUE(result);
+  EXPECT_EQ(ReasonOf(*result), Reason::kExpired);
+  EXPECT_EQ(result->code(), absl::StatusCode::kAborted);
 }
 
 TEST_F(RunTest, MaxHoldBoundsABody) {
