@@ -67,8 +67,9 @@ struct AcquireOptions {
   // was granted.
   std::stop_token cancel = {};
 
-  // For Run and transactions, positive: how long the body may run, and how long waiting and running
-  // may take together, before the body is asked to stop. The lock is never freed under it.
+  // For bodies (Run, RunAll) and transactions, positive: how long the body may run, and how long
+  // waiting and running may take together, before the body is asked to stop. The lock is never
+  // freed under it.
   absl::Duration max_execution_time = absl::InfiniteDuration();
   absl::Duration max_occupation_time = absl::InfiniteDuration();
 

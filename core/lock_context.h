@@ -1,4 +1,5 @@
-// LockContext is what a body sees of the lock that it runs under (LockManager::Run).
+// LockContext is what a body sees of the lock, or the set of locks, that it runs under
+// (LockManager::Run, RunAll).
 //
 //   absl::Status status = locks.Run("report", {.max_execution_time = absl::Minutes(5)},
 //                                   [&](LockContext& context) -> absl::Status {
@@ -21,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <stop_token>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -50,8 +52,10 @@ class LockContext {
   // Requested to stop as soon as CheckPoint() would fail; stays requested.
   std::stop_token stop_token() const;
 
-  // The number to pass along with every write to the protected resource.
+  // The number to pass along with every write to the protected resource. Under several locks, that
+  // of the first in their order, or of the one named; 0 if it is none of them.
   FencingToken fencing_token() const;
+  FencingToken fencing_token(std::string_view resource) const;
 
  private:
   friend class internal::RunGuard;

@@ -3,10 +3,14 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include "absl/base/no_destructor.h"
 #include "absl/strings/str_cat.h"
+#include "latchkey/core/internal/lock_set_rep.h"
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/internal/run_state.h"
 #include "latchkey/core/lock_error.h"
@@ -64,6 +68,11 @@ void LockManager::AcquireAsync(ResourceName resource, const AcquireOptions& opti
 
 namespace {
 
+absl::Time AskedAt(Clock& clock, const AcquireOptions& options) {
+  return options.max_occupation_time == absl::InfiniteDuration() ? absl::InfinitePast()
+                                                                 : clock.Now();
+}
+
 template <typename Names>
 std::vector<LockRequest> RequestsOf(const Names& resources, const AcquireOptions& options) {
   std::vector<LockRequest> requests;
@@ -108,13 +117,20 @@ void LockManager::AcquireAllAsync(absl::Span<const LockRequest> requests, LockOr
 
 absl::StatusOr<LockContext> LockManager::BeginRun(ResourceName resource,
                                                   const AcquireOptions& options) {
-  const absl::Time asked = options.max_occupation_time == absl::InfiniteDuration()
-                               ? absl::InfinitePast()
-                               : core_->clock().Now();
+  const absl::Time asked = AskedAt(core_->clock(), options);
   absl::StatusOr<Lock> lock = core_->Acquire(resource, internal::OptionsForRun(options));
   if (!lock.ok()) return internal::RunNotBegun(options, lock.status());
   return internal::RunState::Start(core_->clock(), resource, options, asked, *std::move(lock))
       ->context();
+}
+
+absl::StatusOr<LockContext> LockManager::BeginRunAll(const std::vector<std::string>& resources,
+                                                     const AcquireOptions& options) {
+  const absl::Time asked = AskedAt(core_->clock(), options);
+  absl::StatusOr<LockSet> set = core_->AcquireAll(
+      RequestsOf(resources, internal::OptionsForRun(options)), LockOrder::kSorted);
+  if (!set.ok()) return internal::RunNotBegun(options, set.status());
+  return internal::RunState::Start(core_->clock(), "", options, asked, *std::move(set))->context();
 }
 
 namespace {
@@ -129,11 +145,12 @@ class AsyncRun {
   // Only the first call counts.
   void Finish(absl::Status body) {
     if (finished_.exchange(true)) return;
-    Lock lock = state_->TakeLock();
-    lock.ReleaseAsync([state = state_, done = std::move(done_),
-                       body = std::move(body)](const absl::Status& released) mutable {
+    internal::RunState::Held held = state_->Take();
+    auto answered = [state = state_, done = std::move(done_),
+                     body = std::move(body)](const absl::Status& released) mutable {
       if (done != nullptr) done(state->Verdict(body, released));
-    });
+    };
+    std::visit([&](auto& locks) { locks.ReleaseAsync(std::move(answered)); }, held);
   }
 
  private:
@@ -144,35 +161,68 @@ class AsyncRun {
 
 }  // namespace
 
+namespace {
+
+// What follows an acquire of RunAsync and RunAllAsync. `name` is that of a single lock.
+struct RunWhenLocked {
+  Clock& clock;
+  std::string name;
+  AcquireOptions options;
+  absl::Time asked;
+  LockManager::AsyncBody body;
+  LockManager::FinishCallback done;
+
+  template <typename Locks>
+  void operator()(absl::StatusOr<Locks> locks) {
+    if (!locks.ok()) {
+      if (done != nullptr) done(internal::RunNotBegun(options, locks.status()));
+      return;
+    }
+    auto state = internal::RunState::Start(clock, name, options, asked, *std::move(locks));
+    auto run = std::make_shared<AsyncRun>(state, std::move(done));
+    body(state->context(),
+         [run = std::move(run)](absl::Status status) { run->Finish(std::move(status)); });
+  }
+};
+
+absl::Status NullBody(std::string_view names) {
+  return MakeError(Reason::kInvalidArgument,
+                   absl::StrCat("body must not be null, but is null (locking ", names, ")"));
+}
+
+}  // namespace
+
 void LockManager::RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
                            absl::AnyInvocable<void(absl::Status)> done) {
+  done = internal::WithOwner(std::move(done));
   if (body == nullptr) {
-    if (done == nullptr) return;
-    core_->RunUser([done = internal::WithOwner(std::move(done)),
-                    bad = MakeError(Reason::kInvalidArgument,
-                                    absl::StrCat("body must not be null, but is null (locking ",
-                                                 ResourceForMessage(resource), ")"))]() mutable {
-      done(std::move(bad));
-    });
+    TellAsync(std::move(done), NullBody(ResourceForMessage(resource)));
     return;
   }
-  const absl::Time asked = options.max_occupation_time == absl::InfiniteDuration()
-                               ? absl::InfinitePast()
-                               : core_->clock().Now();
-  core_->AcquireAsync(
-      resource, internal::OptionsForRun(options),
-      [&clock = core_->clock(), name = std::string(resource.bytes()), options, asked,
-       body = std::move(body),
-       done = internal::WithOwner(std::move(done))](absl::StatusOr<Lock> lock) mutable {
-        if (!lock.ok()) {
-          if (done != nullptr) done(internal::RunNotBegun(options, lock.status()));
-          return;
-        }
-        auto state = internal::RunState::Start(clock, name, options, asked, *std::move(lock));
-        auto run = std::make_shared<AsyncRun>(state, std::move(done));
-        body(state->context(),
-             [run = std::move(run)](absl::Status status) { run->Finish(std::move(status)); });
-      });
+  Clock& clock = core_->clock();
+  core_->AcquireAsync(resource, internal::OptionsForRun(options),
+                      RunWhenLocked{clock, std::string(resource.bytes()), options,
+                                    AskedAt(clock, options), std::move(body), std::move(done)});
+}
+
+void LockManager::RunAllAsync(std::vector<std::string> resources, const AcquireOptions& options,
+                              AsyncBody body, absl::AnyInvocable<void(absl::Status)> done) {
+  done = internal::WithOwner(std::move(done));
+  if (body == nullptr) {
+    const std::vector<std::string_view> names(resources.begin(), resources.end());
+    TellAsync(std::move(done), NullBody(internal::ResourcesForMessage(names)));
+    return;
+  }
+  Clock& clock = core_->clock();
+  core_->AcquireAllAsync(
+      RequestsOf(resources, internal::OptionsForRun(options)), LockOrder::kSorted,
+      RunWhenLocked{clock, "", options, AskedAt(clock, options), std::move(body), std::move(done)});
+}
+
+void LockManager::TellAsync(FinishCallback done, absl::Status status) {
+  if (done == nullptr) return;
+  core_->RunUser(
+      [done = std::move(done), status = std::move(status)]() mutable { done(std::move(status)); });
 }
 
 bool LockManager::IsBusy(ResourceName resource) const { return core_->IsBusy(resource); }

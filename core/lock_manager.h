@@ -194,19 +194,19 @@ class LockManager {
   template <typename Body>
   auto Run(ResourceName resource, const AcquireOptions& options, Body&& body)
       -> std::invoke_result_t<Body, LockContext&> {
-    using Result = std::invoke_result_t<Body, LockContext&>;
-    absl::StatusOr<LockContext> context = BeginRun(resource, options);
-    if (!context.ok()) return Result(context.status());
-    internal::RunGuard guard(*std::move(context));
-    Result result = std::forward<Body>(body)(guard.context());
-    if (absl::Status verdict = guard.Finish(internal::StatusOf(result)); !verdict.ok()) {
-      return Result(std::move(verdict));
-    }
-    return result;
+    return RunUnder(BeginRun(resource, options), std::forward<Body>(body));
   }
 
-  // The same for bodies that finish later: `body` runs on the executor, and the lock is held until
-  // it, or whoever it handed that to, calls `finish` with its status. Only the first call counts; a
+  // The same under several locks as one (AcquireAll): a request to yield, or a loss, of one of them
+  // is one of all. An empty list runs the body at once, under nothing.
+  template <typename Body>
+  auto RunAll(const std::vector<std::string>& resources, const AcquireOptions& options, Body&& body)
+      -> std::invoke_result_t<Body, LockContext&> {
+    return RunUnder(BeginRunAll(resources, options), std::forward<Body>(body));
+  }
+
+  // Both for bodies that finish later: `body` runs on the executor, and the lock is held until it,
+  // or whoever it handed that to, calls `finish` with its status. Only the first call counts; a
   // `finish` that is destroyed without a call counts as kCancelled. `done` (null: nobody wants to
   // know) runs once, on the executor, with the result, after the release. kInvalidArgument: a null
   // body.
@@ -214,6 +214,8 @@ class LockManager {
   using AsyncBody = absl::AnyInvocable<void(LockContext context, FinishCallback finish)>;
   void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
                 absl::AnyInvocable<void(absl::Status)> done);
+  void RunAllAsync(std::vector<std::string> resources, const AcquireOptions& options,
+                   AsyncBody body, absl::AnyInvocable<void(absl::Status)> done);
 
   // The same for bodies with a value: `finish` takes, and `done` gets, an absl::StatusOr<T>.
   //
@@ -230,26 +232,14 @@ class LockManager {
   template <typename T>
   void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBodyWith<T> body,
                 FinishWith<T> done) {
-    const auto value = std::make_shared<internal::FirstValue<T>>();
-    AsyncBody plain_body;
-    if (body != nullptr) {
-      plain_body = [value, body = std::move(body)](LockContext context,
-                                                   FinishCallback finish) mutable {
-        body(std::move(context),
-             [value, finish = std::move(finish)](absl::StatusOr<T> result) mutable {
-               if (value->Set(result)) finish(std::move(result).status());
-             });
-      };
-    }
-    if (done == nullptr) {
-      RunAsync(resource, options, std::move(plain_body), nullptr);
-      return;
-    }
-    RunAsync(resource, options, std::move(plain_body),
-             [value, done = std::move(done)](absl::Status status) mutable {
-               done(status.ok() ? absl::StatusOr<T>(value->Take())
-                                : absl::StatusOr<T>(std::move(status)));
-             });
+    auto [plain_body, plain_done] = WithoutValue<T>(std::move(body), std::move(done));
+    RunAsync(resource, options, std::move(plain_body), std::move(plain_done));
+  }
+  template <typename T>
+  void RunAllAsync(std::vector<std::string> resources, const AcquireOptions& options,
+                   AsyncBodyWith<T> body, FinishWith<T> done) {
+    auto [plain_body, plain_done] = WithoutValue<T>(std::move(body), std::move(done));
+    RunAllAsync(std::move(resources), options, std::move(plain_body), std::move(plain_done));
   }
 
   // Does anybody hold or wait for the resource? For any resource at all?
@@ -272,6 +262,47 @@ class LockManager {
   explicit LockManager(internal::ManagerCore* core) : core_(core) {}
 
   absl::StatusOr<LockContext> BeginRun(ResourceName resource, const AcquireOptions& options);
+  absl::StatusOr<LockContext> BeginRunAll(const std::vector<std::string>& resources,
+                                          const AcquireOptions& options);
+
+  template <typename Body>
+  static auto RunUnder(absl::StatusOr<LockContext> context, Body&& body)
+      -> std::invoke_result_t<Body, LockContext&> {
+    using Result = std::invoke_result_t<Body, LockContext&>;
+    if (!context.ok()) return Result(context.status());
+    internal::RunGuard guard(*std::move(context));
+    Result result = std::forward<Body>(body)(guard.context());
+    if (absl::Status verdict = guard.Finish(internal::StatusOf(result)); !verdict.ok()) {
+      return Result(std::move(verdict));
+    }
+    return result;
+  }
+
+  // A body and its end, which pass the value by.
+  template <typename T>
+  static std::pair<AsyncBody, FinishCallback> WithoutValue(AsyncBodyWith<T> body,
+                                                           FinishWith<T> done) {
+    std::pair<AsyncBody, FinishCallback> plain;
+    const auto value = std::make_shared<internal::FirstValue<T>>();
+    if (body != nullptr) {
+      plain.first = [value, body = std::move(body)](LockContext context,
+                                                    FinishCallback finish) mutable {
+        body(std::move(context),
+             [value, finish = std::move(finish)](absl::StatusOr<T> result) mutable {
+               if (value->Set(result)) finish(std::move(result).status());
+             });
+      };
+    }
+    if (done != nullptr) {
+      plain.second = [value, done = std::move(done)](absl::Status status) mutable {
+        done(status.ok() ? absl::StatusOr<T>(value->Take()) : absl::StatusOr<T>(std::move(status)));
+      };
+    }
+    return plain;
+  }
+
+  // Tells it on the executor.
+  void TellAsync(FinishCallback done, absl::Status status);
 
   internal::ManagerCore* core_;
 };

@@ -170,6 +170,11 @@ std::vector<RefPtr<Hold>> LockSetRep::Holds() const {
   return holds;
 }
 
+std::vector<RefPtr<Hold>> LockSetRep::HoldsOf(const std::variant<Lock, LockSet>& held) {
+  if (const LockSet* const set = std::get_if<LockSet>(&held)) return set->rep_->Holds();
+  return {RefPtr<Hold>::Share(&HoldOf(std::get<Lock>(held)))};
+}
+
 SetListeners& LockSetRep::Listeners() {
   if (!listeners) listeners = RefPtr<SetListeners>::Adopt(new SetListeners(Holds()));
   return *listeners;

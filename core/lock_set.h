@@ -88,6 +88,7 @@ class [[nodiscard]] LockSet {
 
  private:
   friend class internal::SetRequest;
+  friend struct internal::LockSetRep;
   friend class NonPreemptibleScope;
 
   explicit LockSet(std::unique_ptr<internal::LockSetRep> rep);

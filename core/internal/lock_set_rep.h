@@ -7,11 +7,13 @@
 #include <stop_token>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lock.h"
+#include "latchkey/core/lock_set.h"
 
 namespace latchkey::internal {
 
@@ -45,6 +47,7 @@ struct LockSetRep {
   static Hold& HoldOf(const Lock& lock) { return lock.NeedHold(); }
   // Those of all members, none of which was released.
   std::vector<RefPtr<Hold>> Holds() const;
+  static std::vector<RefPtr<Hold>> HoldsOf(const std::variant<Lock, LockSet>& held);
 
   SetListeners& Listeners();
 

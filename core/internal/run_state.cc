@@ -32,20 +32,43 @@ absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status) {
 }
 
 RunState::RunState(Clock& clock, std::string_view resource, const AcquireOptions& options,
-                   Lock lock)
+                   Held held)
     : clock_(clock),
-      resource_(resource),
       max_execution_(options.max_execution_time),
       max_occupation_(options.max_occupation_time),
-      token_(lock.fencing_token()),
-      lock_(std::move(lock)) {}
+      held_(std::move(held)) {
+  absl::MutexLock lock(&mu_);
+  if (const Lock* const one = std::get_if<Lock>(&held_)) {
+    members_.push_back({std::string(resource), one->fencing_token()});
+    return;
+  }
+  const LockSet& set = std::get<LockSet>(held_);
+  for (const std::string_view name : set.resources()) {
+    members_.push_back({std::string(name), set.fencing_token(name)});
+  }
+}
 
 std::shared_ptr<RunState> RunState::Start(Clock& clock, std::string_view resource,
                                           const AcquireOptions& options, absl::Time asked,
-                                          Lock lock) {
-  auto state = std::make_shared<RunState>(clock, resource, options, std::move(lock));
+                                          Held held) {
+  auto state = std::make_shared<RunState>(clock, resource, options, std::move(held));
   state->Arm(asked);
   return state;
+}
+
+FencingToken RunState::fencing_token(std::string_view resource) const {
+  for (const Member& member : members_) {
+    if (member.resource == resource) return member.token;
+  }
+  return 0;
+}
+
+std::string RunState::Name() const {
+  if (members_.empty()) return "no lock";
+  std::vector<std::string_view> names;
+  for (const Member& member : members_) names.push_back(member.resource);
+  return absl::StrCat(names.size() == 1 ? "the lock on " : "the set of locks on ",
+                      ResourcesForMessage(names));
 }
 
 void RunState::Arm(absl::Time asked) {
@@ -81,47 +104,47 @@ absl::Status RunState::LimitError(Reason reason) const {
   const bool execution = reason == Reason::kExecutionTimeout;
   return MakeError(
       reason,
-      absl::StrCat("the body that runs under the lock on ", ResourceForMessage(resource_),
-                   " took longer than ", execution ? "max_execution_time" : "max_occupation_time",
-                   " (", absl::FormatDuration(execution ? max_execution_ : max_occupation_), ")"));
+      absl::StrCat("the body that runs under ", Name(), " took longer than ",
+                   execution ? "max_execution_time" : "max_occupation_time", " (",
+                   absl::FormatDuration(execution ? max_execution_ : max_occupation_), ")"));
 }
 
-RefPtr<Hold> RunState::SharedHold() {
+std::optional<std::vector<RefPtr<Hold>>> RunState::SharedHolds() {
   absl::MutexLock lock(&mu_);
-  if (done_) return RefPtr<Hold>();
-  return RefPtr<Hold>::Share(&LockSetRep::HoldOf(lock_));
+  if (done_) return std::nullopt;
+  return LockSetRep::HoldsOf(held_);
 }
 
 absl::Status RunState::CheckPoint() {
-  const RefPtr<Hold> hold = SharedHold();
-  if (!hold) {
-    return MakeError(Reason::kNotHeld, absl::StrCat("the lock on ", ResourceForMessage(resource_),
-                                                    " was already released"));
+  const std::optional<std::vector<RefPtr<Hold>>> holds = SharedHolds();
+  if (!holds) return MakeError(Reason::kNotHeld, absl::StrCat(Name(), " was already released"));
+  absl::Status yield;
+  for (const RefPtr<Hold>& hold : *holds) {
+    const absl::Status status = hold->Check();
+    if (status.ok()) continue;
+    if (ReasonOf(status) != Reason::kYieldRequested) return Named(status);
+    if (yield.ok()) yield = status;
   }
-  const absl::Status status = hold->Check();
-  if (!status.ok() && ReasonOf(status) != Reason::kYieldRequested) return Named(status);
   {
     absl::MutexLock lock(&mu_);
     if (limit_ != Reason::kNone) return LimitError(limit_);
   }
-  return status.ok() ? status : Named(status);
+  return yield.ok() ? yield : Named(yield);
 }
 
 absl::Status RunState::DroppedError() const {
-  return MakeError(Reason::kCancelled, absl::StrCat("the body that ran under the lock on ",
-                                                    ResourceForMessage(resource_),
+  return MakeError(Reason::kCancelled, absl::StrCat("the body that ran under ", Name(),
                                                     " dropped its callback without calling it"));
 }
 
 absl::Status RunState::Named(const absl::Status& status) const {
   return MakeError(ReasonOf(status),
-                   absl::StrCat("running under the lock on ", ResourceForMessage(resource_), ": ",
-                                status.message()));
+                   absl::StrCat("running under ", Name(), ": ", status.message()));
 }
 
 std::stop_token RunState::StopToken() {
-  const RefPtr<Hold> hold = SharedHold();
-  if (!hold) return {};
+  const std::optional<std::vector<RefPtr<Hold>>> holds = SharedHolds();
+  if (!holds) return {};
   std::stop_source source;
   bool stopped;
   {
@@ -131,30 +154,34 @@ std::stop_token RunState::StopToken() {
     source = *stop_;
     stopped = limit_ != Reason::kNone;
   }
-  // Without the mutex, since it may run at once, and what it runs may come back here.
-  auto stops = std::make_unique<std::stop_callback<StopFn>>(hold->StopToken(), StopFn{source});
+  // Without the mutex, since they may run at once, and what they run may come back here.
+  StopCalls stops;
+  for (const RefPtr<Hold>& hold : *holds) {
+    stops.push_back(
+        std::make_unique<std::stop_callback<StopFn>>(hold->StopToken(), StopFn{source}));
+  }
   if (stopped) source.request_stop();
   absl::MutexLock lock(&mu_);
-  if (!done_) lock_stops_ = std::move(stops);
+  if (!done_) held_stops_ = std::move(stops);
   return source.get_token();
 }
 
-Lock RunState::TakeLock() {
+RunState::Held RunState::Take() {
   Clock::TimerId execution;
   Clock::TimerId occupation;
-  std::unique_ptr<std::stop_callback<StopFn>> stops;
-  Lock lock;
+  StopCalls stops;
+  Held held;
   {
     absl::MutexLock guard(&mu_);
     done_ = true;
     execution = std::exchange(execution_timer_, 0);
     occupation = std::exchange(occupation_timer_, 0);
-    stops = std::move(lock_stops_);
-    lock = std::move(lock_);
+    stops = std::move(held_stops_);
+    held = std::move(held_);
   }
   clock_.Cancel(execution);
   clock_.Cancel(occupation);
-  return lock;
+  return held;
 }
 
 absl::Status RunState::Verdict(const absl::Status& body, const absl::Status& released) {
@@ -177,11 +204,12 @@ absl::Status RunState::Verdict(const absl::Status& body, const absl::Status& rel
   return ReasonOf(body) == limit_ ? body : verdict(LimitError(limit_));
 }
 
-RunGuard::~RunGuard() { const Lock released = context_.state_->TakeLock(); }
+RunGuard::~RunGuard() { const RunState::Held released = context_.state_->Take(); }
 
 absl::Status RunGuard::Finish(const absl::Status& body) {
-  Lock lock = context_.state_->TakeLock();
-  const absl::Status verdict = context_.state_->Verdict(body, lock.Release());
+  RunState::Held held = context_.state_->Take();
+  const absl::Status released = std::visit([](auto& locks) { return locks.Release(); }, held);
+  const absl::Status verdict = context_.state_->Verdict(body, released);
   return verdict == body ? absl::OkStatus() : verdict;
 }
 
@@ -192,6 +220,10 @@ absl::Status LockContext::CheckPoint() const { return state_->CheckPoint(); }
 std::stop_token LockContext::stop_token() const { return state_->StopToken(); }
 
 FencingToken LockContext::fencing_token() const { return state_->fencing_token(); }
+
+FencingToken LockContext::fencing_token(std::string_view resource) const {
+  return state_->fencing_token(resource);
+}
 
 NonPreemptibleScope::NonPreemptibleScope(const Lock& lock) {
   if (lock.IsHeld()) {
@@ -207,7 +239,9 @@ NonPreemptibleScope::NonPreemptibleScope(const LockSet& locks) {
 }
 
 NonPreemptibleScope::NonPreemptibleScope(const LockContext& context) {
-  Add(context.state_->SharedHold());
+  const auto holds = context.state_->SharedHolds();
+  if (!holds) return;
+  for (const internal::RefPtr<internal::Hold>& hold : *holds) Add(hold);
 }
 
 NonPreemptibleScope::~NonPreemptibleScope() {

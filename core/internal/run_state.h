@@ -1,4 +1,5 @@
-// RunState is one body that runs under a lock: its lock, its time limits and its way to stop.
+// RunState is one body that runs under a lock, or under several as one: what it holds, its time
+// limits and its way to stop.
 //
 // Thread safety: all methods may be called from any thread; Finish once.
 #ifndef LATCHKEY_CORE_INTERNAL_RUN_STATE_H_
@@ -9,6 +10,8 @@
 #include <stop_token>
 #include <string>
 #include <string_view>
+#include <variant>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
@@ -22,6 +25,7 @@
 #include "latchkey/core/lock.h"
 #include "latchkey/core/lock_context.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/lock_set.h"
 
 namespace latchkey::internal {
 
@@ -34,24 +38,28 @@ absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status);
 
 class RunState : public std::enable_shared_from_this<RunState> {
  public:
-  // `asked` is when the caller asked for the lock.
+  using Held = std::variant<Lock, LockSet>;
+
+  // `asked` is when the caller asked for the lock. `resource` is the lock's; a set knows its own.
   static std::shared_ptr<RunState> Start(Clock& clock, std::string_view resource,
                                          const AcquireOptions& options, absl::Time asked,
-                                         Lock lock);
-  RunState(Clock& clock, std::string_view resource, const AcquireOptions& options, Lock lock);
-  // Releases the lock if that has not happened.
+                                         Held held);
+  RunState(Clock& clock, std::string_view resource, const AcquireOptions& options, Held held);
+  // Releases what is held if that has not happened.
   ~RunState() = default;
 
   LockContext context() { return LockContext(shared_from_this()); }
 
   absl::Status CheckPoint();
   std::stop_token StopToken();
-  FencingToken fencing_token() const { return token_; }
-  // Null if the lock was released.
-  RefPtr<Hold> SharedHold();
+  // Of the first; 0 of none.
+  FencingToken fencing_token() const { return members_.empty() ? 0 : members_[0].token; }
+  FencingToken fencing_token(std::string_view resource) const;
+  // None if the locks were released; empty for a set of nothing.
+  std::optional<std::vector<RefPtr<Hold>>> SharedHolds();
 
-  // Ends the limits, and gives the lock to the caller to release.
-  Lock TakeLock();
+  // Ends the limits, and gives what is held to the caller to release.
+  Held Take();
   // The result of a body that dropped its way to finish.
   absl::Status DroppedError() const;
   // What the caller of Run gets: the body's own status unless the lock was lost or the body ran
@@ -61,17 +69,22 @@ class RunState : public std::enable_shared_from_this<RunState> {
  private:
   void Arm(absl::Time asked);
   void OnLimit(Reason reason);
+  // For messages: "the lock on 'a'".
+  std::string Name() const;
   absl::Status LimitError(Reason reason) const;
   absl::Status Named(const absl::Status& status) const;
 
   Clock& clock_;
-  const std::string resource_;
+  struct Member {
+    std::string resource;
+    FencingToken token;
+  };
+  std::vector<Member> members_;  // Constant.
   const absl::Duration max_execution_;
   const absl::Duration max_occupation_;
-  const FencingToken token_;
 
   absl::Mutex mu_;
-  Lock lock_ ABSL_GUARDED_BY(mu_);
+  Held held_ ABSL_GUARDED_BY(mu_);
   bool done_ ABSL_GUARDED_BY(mu_) = false;
   Reason limit_ ABSL_GUARDED_BY(mu_) = Reason::kNone;  // The first that was over.
   Clock::TimerId execution_timer_ ABSL_GUARDED_BY(mu_) = 0;
@@ -84,7 +97,8 @@ class RunState : public std::enable_shared_from_this<RunState> {
       kept.request_stop();
     }
   };
-  std::unique_ptr<std::stop_callback<StopFn>> lock_stops_ ABSL_GUARDED_BY(mu_);
+  using StopCalls = std::vector<std::unique_ptr<std::stop_callback<StopFn>>>;
+  StopCalls held_stops_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace latchkey::internal

@@ -444,6 +444,19 @@ void ErrorMessagesTest::ChecksOfBodies() {
                      return context.CheckPoint();
                    }),
         Reason::kExpired, {"'it'", "lease ran out"});
+  Check("several, wanted",
+        locks_.RunAll({"it", "that"}, {},
+                      [&](LockContext& context) {
+                        thief = Ask("that", {.priority = 7});
+                        return context.CheckPoint();
+                      }),
+        Reason::kYieldRequested, {"'it', 'that'", "priority 7"});
+  thief.reset();
+  {
+    Lock bob = Bob("that");
+    Check("several, no lock", locks_.RunAll({"it", "that"}, {.max_attempts = 1}, ok),
+          Reason::kAttemptsExhausted, {"'it', 'that'", "'that' is held by", kBob});
+  }
   absl::Status dropped;
   locks_.RunAsync(
       "it", {}, [](LockContext, LockManager::FinishCallback) {},

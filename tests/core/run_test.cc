@@ -391,6 +391,124 @@ TEST_F(RunTest, TheErrorOfAnAsynchronousBodyComesInPlaceOfItsValue) {
   EXPECT_EQ(ReasonOf(results[4]), Reason::kAttemptsExhausted);
 }
 
+// ---- Under several locks ----
+
+TEST_F(RunTest, RunsABodyUnderSeveralLocksAsOne) {
+  absl::StatusOr<int> value =
+      locks_.RunAll({"b", "a", "b"}, {}, [&](LockContext& context) -> absl::StatusOr<int> {
+        EXPECT_TRUE(locks_.IsBusy("a") && locks_.IsBusy("b"));
+        EXPECT_GT(context.fencing_token("a"), 0u);
+        EXPECT_GT(context.fencing_token("b"), 0u);
+        EXPECT_EQ(context.fencing_token("c"), 0u);
+        EXPECT_EQ(context.fencing_token(), context.fencing_token("a"));
+        EXPECT_TRUE(context.CheckPoint().ok());
+        return 7;
+      });
+  ASSERT_TRUE(value.ok()) << value.status();
+  EXPECT_EQ(*value, 7);
+  ExpectNothingLeft();
+  EXPECT_THROW(
+      static_cast<void>(locks_.RunAll(
+          {"a", "b"}, {}, [](LockContext&) -> absl::Status { throw std::runtime_error(""); })),
+      std::runtime_error);
+  ExpectNothingLeft();
+}
+
+TEST_F(RunTest, RunsABodyUnderNothing) {
+  const auto body = [](LockContext& context) -> absl::StatusOr<int> {
+    EXPECT_TRUE(context.CheckPoint().ok());
+    EXPECT_EQ(context.fencing_token(), 0u);
+    EXPECT_FALSE(context.stop_token().stop_requested());
+    NonPreemptibleScope scope(context);
+    return 7;
+  };
+  absl::StatusOr<int> value = locks_.RunAll({}, {}, body);
+  ASSERT_TRUE(value.ok()) << value.status();
+  EXPECT_EQ(*value, 7);
+  const absl::Status late =
+      locks_.RunAll({}, {.max_execution_time = absl::Seconds(1)}, [&](LockContext& context) {
+        clock_.AdvanceBy(absl::Seconds(1));
+        return context.CheckPoint();
+      });
+  EXPECT_EQ(ReasonOf(late), Reason::kExecutionTimeout) << "the limits of a body hold all the same";
+}
+
+TEST_F(RunTest, AYieldOrALossOfOneOfSeveralLocksIsOneOfAll) {
+  std::shared_ptr<Pending> thief;
+  const absl::Status yielded = locks_.RunAll({"a", "b"}, {}, [&](LockContext& context) {
+    std::stop_token stop = context.stop_token();
+    {
+      NonPreemptibleScope commit(context);
+      thief = Ask("b", {.priority = 7});
+      EXPECT_TRUE(context.CheckPoint().ok());
+    }
+    EXPECT_TRUE(stop.stop_requested());
+    return context.CheckPoint();
+  });
+  EXPECT_EQ(ReasonOf(yielded), Reason::kYieldRequested);
+  EXPECT_THAT(yielded.message(), HasSubstr("'a', 'b'"));
+  EXPECT_TRUE(thief->granted());
+  thief.reset();
+
+  const absl::Status stolen = locks_.RunAll({"a", "b"}, {}, [&](LockContext&) {
+    thief = Ask("b", {.priority = 7, .preemption_grace = absl::ZeroDuration()});
+    return absl::OkStatus();
+  });
+  EXPECT_EQ(ReasonOf(stolen), Reason::kStolen);
+  EXPECT_FALSE(locks_.IsBusy("a"));
+}
+
+TEST_F(RunTest, TheLimitsOfABodyUnderSeveralLocks) {
+  const absl::Status late = locks_.RunAll({"a", "b"}, {.max_execution_time = absl::Seconds(1)},
+                                          [&](LockContext& context) {
+                                            std::stop_token stop = context.stop_token();
+                                            auto next = Ask("b");
+                                            clock_.AdvanceBy(absl::Seconds(1));
+                                            EXPECT_TRUE(stop.stop_requested());
+                                            clock_.AdvanceBy(absl::Hours(1));
+                                            EXPECT_FALSE(next->result) << "two inside";
+                                            return absl::OkStatus();
+                                          });
+  EXPECT_EQ(ReasonOf(late), Reason::kExecutionTimeout);
+  absl::StatusOr<Lock> held = locks_.Acquire("b");
+  std::optional<absl::Status> result;
+  locks_.RunAllAsync(
+      {"a", "b"}, {.max_occupation_time = absl::Seconds(1)},
+      [](LockContext, LockManager::FinishCallback) { FAIL(); },
+      [&](absl::Status status) { result = std::move(status); });
+  clock_.AdvanceBy(absl::Seconds(1));
+  ASSERT_TRUE(result);
+  EXPECT_EQ(ReasonOf(*result), Reason::kOccupationTimeout);
+}
+
+TEST_F(RunTest, AnAsynchronousBodyUnderSeveralLocks) {
+  absl::StatusOr<Lock> held = locks_.Acquire("b");
+  std::optional<LockContext> context;
+  LockManager::FinishWith<int> finish;
+  std::optional<absl::StatusOr<int>> result;
+  locks_.RunAllAsync<int>(
+      {"a", "b"}, {.lease = absl::Seconds(5)},
+      [&](LockContext with, LockManager::FinishWith<int> call) {
+        context = with;
+        finish = std::move(call);
+      },
+      [&](absl::StatusOr<int> value) { result = std::move(value); });
+  EXPECT_FALSE(context);
+  ASSERT_TRUE(held->Release().ok());
+  ASSERT_TRUE(context);
+  clock_.AdvanceBy(absl::Minutes(1));
+  EXPECT_TRUE(context->CheckPoint().ok()) << "both are renewed";
+  EXPECT_FALSE(result);
+  finish(7);
+  ASSERT_TRUE(result && result->ok());
+  EXPECT_EQ(**result, 7);
+  EXPECT_EQ(ReasonOf(context->CheckPoint()), Reason::kNotHeld);
+  ExpectNothingLeft();
+  locks_.RunAllAsync<int>({"a"}, {}, nullptr,
+                          [&](absl::StatusOr<int> value) { result = std::move(value); });
+  EXPECT_EQ(ReasonOf(result->status()), Reason::kInvalidArgument);
+}
+
 // ---- NonPreemptibleScope ----
 
 TEST_F(RunTest, ANonPreemptibleScopeDefersTheYield) {

@@ -52,6 +52,17 @@ class AsyncLockTest : public LockManagerFixture {
           results_.push_back({name, std::move(status)});
         });
   }
+  void EnterAll(std::vector<std::string> keys, std::string name, AcquireOptions options = {}) {
+    locks_.RunAllAsync(
+        std::move(keys), options,
+        [this, name](LockContext, Finish finish) {
+          order_.push_back(name);
+          running_.push_back(std::move(finish));
+        },
+        [this, name](absl::Status status) {
+          results_.push_back({name, std::move(status)});
+        });
+  }
   void After(absl::Duration delay, absl::AnyInvocable<void()> then) {
     clock_.RunAt(clock_.Now() + delay, std::move(then));
   }
@@ -338,20 +349,39 @@ TEST_F(AsyncLockTest, SeveralKeysAreTakenAsOne) {
 TEST_F(AsyncLockTest, SeveralKeysWaitForBodiesThatRunOnOneOfThemEach) {
   Enter("key 1", "1");
   Enter("key 2", "2");
-  auto both = AskAll({"key 1", "key 2"});
+  EnterAll({"key 1", "key 2"}, "both");
   FinishFirst();
-  EXPECT_FALSE(both->result);
+  EXPECT_THAT(order_, ElementsAre("1", "2"));
   FinishFirst();
-  EXPECT_TRUE(both->granted());
+  EXPECT_THAT(order_, ElementsAre("1", "2", "both"));
+  FinishFirst();
+  EXPECT_TRUE(ResultOf("both").ok());
 }
 
 TEST_F(AsyncLockTest, TheSameSeveralKeysTwiceTakeTurns) {
-  auto first = AskAll({"a", "b", "c"});
-  auto second = AskAll({"a", "b", "c"});
-  ASSERT_TRUE(first->granted());
-  EXPECT_FALSE(second->result);
-  first->result.reset();
-  EXPECT_TRUE(second->granted());
+  EnterAll({"a", "b", "c"}, "1");
+  EnterAll({"a", "b", "c"}, "2");
+  EXPECT_THAT(order_, ElementsAre("1"));
+  FinishFirst();
+  EXPECT_THAT(order_, ElementsAre("1", "2"));
+  FinishFirst();
+  EXPECT_TRUE(ResultOf("1").ok() && ResultOf("2").ok());
+  ExpectNothingLeft();
+}
+
+TEST_F(AsyncLockTest, TheLimitsOfSeveralKeys) {
+  Enter("key 2", "2");
+  EnterAll({"key 1", "key 2"}, "late", {.acquire_timeout = absl::Milliseconds(20)});
+  EnterAll({"key 1", "key 2"}, "occupied", {.max_occupation_time = absl::Milliseconds(30)});
+  EnterAll({"key 1", "key 2"}, "long", {.max_execution_time = absl::Milliseconds(40)});
+  clock_.AdvanceBy(absl::Milliseconds(30));
+  EXPECT_EQ(ReasonOf(ResultOf("late")), Reason::kAcquireTimeout);
+  EXPECT_EQ(ReasonOf(ResultOf("occupied")), Reason::kOccupationTimeout);
+  FinishFirst();
+  clock_.AdvanceBy(absl::Milliseconds(40));
+  FinishFirst();
+  EXPECT_EQ(ReasonOf(ResultOf("long")), Reason::kExecutionTimeout);
+  EXPECT_THAT(order_, ElementsAre("2", "long"));
 }
 
 // In async-lock since 1.5.0; before, the same key twice waited for itself.
@@ -365,6 +395,7 @@ TEST_F(AsyncLockTest, TheListOfKeysIsLeftAsItWas) {
   const std::vector<std::string> before = {"3", "1", "2", "1"};
   std::vector<std::string> keys = before;
   EXPECT_TRUE(locks_.AcquireAll(keys).ok());
+  EXPECT_TRUE(locks_.RunAll(keys, {}, [](LockContext&) { return absl::OkStatus(); }).ok());
   EXPECT_EQ(keys, before);
 }
 
@@ -376,7 +407,21 @@ TEST_F(AsyncLockTest, ATimeoutAmongSeveralKeysLeavesNoneHeld) {
   EXPECT_FALSE(locks_.IsBusy("key 1"));
 }
 
-TEST_F(AsyncLockTest, NoKeysAtAll) { EXPECT_TRUE(AskAll({})->granted()); }
+TEST_F(AsyncLockTest, ABodyOverNoKeysRunsAndItsResultIsPassedThrough) {
+  EXPECT_TRUE(AskAll({})->granted());
+  for (const std::vector<std::string>& keys :
+       {std::vector<std::string>(), std::vector<std::string>({"key"})}) {
+    const auto body = [](LockContext&) -> absl::StatusOr<std::string> { return "result"; };
+    EXPECT_THAT(locks_.RunAll(keys, {}, body), IsOkAndHolds("result"));
+    std::optional<absl::StatusOr<std::string>> result;
+    locks_.RunAllAsync<std::string>(
+        keys, {},
+        [](LockContext, LockManager::FinishWith<std::string> finish) { finish("result"); },
+        [&](absl::StatusOr<std::string> value) { result = std::move(value); });
+    ASSERT_TRUE(result);
+    EXPECT_THAT(*result, IsOkAndHolds("result"));
+  }
+}
 
 TEST_F(AsyncLockTest, ReentrantWithinATask) {
   ScopedOwner domain;
