@@ -189,7 +189,7 @@ class Simulation {
     for (int i = 0; i < servers; ++i) {
       last_token_.emplace_back();
       servers_.push_back(std::make_shared<Tap>(
-          WithBug(scenario.bug, NewMemoryBackend({.clock = &clock_, .shards = 1}), clock_),
+          NewMemoryBackend({.clock = &clock_, .shards = 1}),
           [this, i](const ObtainRequest& request, const ObtainReply& reply) {
             OnGrantAtServer(i, request, reply);
           },
@@ -828,11 +828,11 @@ std::string_view WorldName(World world) {
   return "?";
 }
 
-Scenario MakeScenario(uint64_t seed, World world, Bug bug) {
+Scenario MakeScenario(uint64_t seed, World world) {
   Random random(seed * 16 + static_cast<uint64_t>(world));
   const bool direct = world == World::kDirect;
   const bool clean = direct || world == World::kDelays;
-  Scenario scenario{.seed = seed, .world = world, .bug = bug};
+  Scenario scenario{.seed = seed, .world = world};
   scenario.clients = random.Int(2, 4);
   // Within one process tokens and queues depend on how names are hashed, which differs from run to
   // run; with one resource they do not.
@@ -968,13 +968,12 @@ std::string Explain(const Scenario& scenario) {
   const Outcome outcome = Simulate(scenario, /*trace=*/true);
   const Faults& faults = scenario.faults;
   std::string words = absl::StrCat(
-      "seed ", scenario.seed, ", world '", WorldName(scenario.world), "', bug '",
-      BugName(scenario.bug), "'\n", outcome.violation.empty() ? "nothing wrong" : outcome.violation,
-      "\nlinks: up to ", absl::FormatDuration(faults.max_delay),
-      scenario.in_order ? ", in order" : "", "; refused ", faults.unavailable, ", calls lost ",
-      faults.drop_call, ", answers lost ", faults.drop_reply, ", calls repeated ",
-      faults.duplicate_call, ", events lost ", faults.drop_event, ", events repeated ",
-      faults.duplicate_event, "\n");
+      "seed ", scenario.seed, ", world '", WorldName(scenario.world), "'\n",
+      outcome.violation.empty() ? "nothing wrong" : outcome.violation, "\nlinks: up to ",
+      absl::FormatDuration(faults.max_delay), scenario.in_order ? ", in order" : "", "; refused ",
+      faults.unavailable, ", calls lost ", faults.drop_call, ", answers lost ", faults.drop_reply,
+      ", calls repeated ", faults.duplicate_call, ", events lost ", faults.drop_event,
+      ", events repeated ", faults.duplicate_event, "\n");
   std::vector<Op> ops = scenario.ops;
   std::stable_sort(ops.begin(), ops.end(), [](const Op& a, const Op& b) { return a.at < b.at; });
   for (const Op& op : ops) absl::StrAppend(&words, "  ", Describe(op), "\n");

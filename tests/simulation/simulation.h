@@ -18,7 +18,6 @@
 
 #include "absl/time/time.h"
 #include "latchkey/core/lease.h"
-#include "latchkey/tests/simulation/mutants.h"
 #include "latchkey/tests/support/fault_injecting_protocol.h"
 
 namespace latchkey {
@@ -77,10 +76,9 @@ struct Scenario {
   bool in_order = false;
   std::vector<double> clock_rates = {};  // One for each client.
   std::vector<Op> ops = {};
-  Bug bug = Bug::kNone;
 };
 
-Scenario MakeScenario(uint64_t seed, World world, Bug bug = Bug::kNone);
+Scenario MakeScenario(uint64_t seed, World world);
 
 struct Outcome {
   // Empty: all promises were kept. Else which was broken, a colon, and how.

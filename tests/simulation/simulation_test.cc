@@ -3,18 +3,15 @@
 // each. A seed takes the same course each time; one that fails is shrunk and told in words.
 #include "latchkey/tests/simulation/simulation.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
 #include <string>
 #include <string_view>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
 #include "gtest/gtest.h"
-#include "latchkey/tests/simulation/mutants.h"
 
 namespace latchkey {
 namespace {
@@ -55,54 +52,6 @@ TEST_P(SimulationTest, TakesTheSameCourseAgain) {
     EXPECT_EQ(Simulate(scenario, /*trace=*/true).trace, outcome.trace) << "seed " << seed;
   }
 }
-
-// A bug that is put in on purpose, what the simulation must say of it, and within how many seeds.
-struct Control {
-  Bug bug;
-  World world;
-  std::string_view violation;
-  uint64_t seeds;
-};
-
-class NegativeControlTest : public ::testing::TestWithParam<Control> {};
-
-TEST_P(NegativeControlTest, TheBugIsFound) {
-  const Control& control = GetParam();
-  for (uint64_t seed = 1; seed <= control.seeds; ++seed) {
-    const Scenario scenario = MakeScenario(seed, control.world, control.bug);
-    if (!absl::StartsWith(Simulate(scenario).violation, control.violation)) continue;
-    const Scenario small = Shrink(scenario);
-    EXPECT_LE(small.ops.size(), scenario.ops.size());
-    const std::string story = Explain(small);
-    EXPECT_TRUE(absl::StrContains(story, "BROKEN")) << story;
-    std::cout << "'" << BugName(control.bug) << "' is found by seed " << seed << " of world '"
-              << WorldName(control.world) << "', with " << small.ops.size() << " operations of "
-              << scenario.ops.size() << "\n";
-    // Without the bug the same life is a good one.
-    Scenario right = small;
-    right.bug = Bug::kNone;
-    EXPECT_EQ(Simulate(right).violation, "");
-    if (tell) std::cout << story;
-    return;
-  }
-  ADD_FAILURE() << "'" << BugName(control.bug) << "' was not found within " << control.seeds
-                << " seeds";
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Bugs, NegativeControlTest,
-    ::testing::Values(Control{Bug::kBargesPastReservation, World::kDelays, "order", 100},
-                      Control{Bug::kAcknowledgesBeforeYielding, World::kDelays, "S1", 100},
-                      Control{Bug::kReleasesWithoutCompare, World::kDelays, "S1", 100},
-                      Control{Bug::kExtensionShortens, World::kDelays, "S1", 100},
-                      Control{Bug::kLosesWakeUps, World::kDirect, "L", 100}),
-    [](const ::testing::TestParamInfo<Control>& control) {
-      std::string name(BugName(control.param.bug));
-      name.erase(
-          std::remove_if(name.begin(), name.end(), [](char c) { return c < 'a' || c > 'z'; }),
-          name.end());
-      return name;
-    });
 
 INSTANTIATE_TEST_SUITE_P(Worlds, SimulationTest, ::testing::ValuesIn(kWorlds), ParamName);
 
