@@ -220,7 +220,9 @@ class Core : public Connection::Listener {
 
 // ---- Calls -------------------------------------------------------------------------------------
 
-absl::Status ErrorFromServer(const Core& core, std::string_view text) {
+// `record`: the key that the script was about.
+absl::Status ErrorFromServer(const Core& core, std::string_view record, std::string_view text) {
+  const std::string about = absl::StrCat(" at ", ResourceForMessage(record));
   // Each of these is said before the script has written anything.
   struct Known {
     std::string_view prefix;
@@ -229,7 +231,8 @@ absl::Status ErrorFromServer(const Core& core, std::string_view text) {
   constexpr Known kKnown[] = {
       {"OOM", "the server is out of memory"},
       {"READONLY", "the server is a read-only replica"},
-      {"WRONGTYPE", "a key of ours holds something else"},
+      {"WRONGTYPE",
+       "a key of ours (the record, its waiting list or the marker) holds something else"},
       {"NOAUTH", "the server asks for a password"},
       {"NOPERM", "the user lacks a permission"},
       {"LOADING", "the server is still loading its data"},
@@ -245,10 +248,10 @@ absl::Status ErrorFromServer(const Core& core, std::string_view text) {
     if (absl::StartsWith(text, known.prefix) ||
         absl::StrContains(text, absl::StrCat(": -", known.prefix, " "))) {
       return BackendUnavailableError(
-          absl::StrCat(core.shown_address(), ": ", known.meaning, " (", text, ")"));
+          absl::StrCat(core.shown_address(), about, ": ", known.meaning, " (", text, ")"));
     }
   }
-  return BackendUnknownError(absl::StrCat(core.shown_address(), ": ", text));
+  return BackendUnknownError(absl::StrCat(core.shown_address(), about, ": ", text));
 }
 
 absl::Status Unknown(const absl::Status& why) {
@@ -274,7 +277,7 @@ class ScriptedCall : public Call {
         with_text_ = true;
         return Next::kSendAgain;
       }
-      Settle(ErrorFromServer(core_, text));
+      Settle(ErrorFromServer(core_, script_.record(), text));
       return Next::kDone;
     }
     Settle(Answer(reply), reply);

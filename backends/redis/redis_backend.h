@@ -67,7 +67,8 @@ struct RedisBackendOptions {
   // The server is known to be new: start to grant at once. Otherwise a server without our marker
   // key counts as one that lost its data, and grants nothing until every lease that may still be
   // out there is over, and its clock is past every token that was given (max_lease + 20 s). As one
-  // of a quorum it grants after max_lease, if a majority of the others says which tokens were given.
+  // of a quorum it grants after max_lease, if a majority of the others says which tokens were
+  // given.
   bool new_server = false;
 
   // At most how far apart the clocks of the servers of a quorum are. It counts only after a loss of

@@ -88,6 +88,15 @@ std::string MakeCommand(std::initializer_list<std::string_view> arguments) {
   return command;
 }
 
+std::string_view ScriptCall::record() const {
+  // "$1\r\n3\r\n", then the length and the key.
+  std::string_view rest = std::string_view(tail_).substr(7);
+  size_t size = 0;
+  const size_t end = rest.find('\r');
+  if (end == std::string_view::npos || !absl::SimpleAtoi(rest.substr(1, end - 1), &size)) return {};
+  return rest.substr(end + 2, size);
+}
+
 ScriptCall::ScriptCall(Step step, std::string_view record, std::string_view waiting_list,
                        std::string_view marker, std::initializer_list<std::string_view> arguments)
     : step_(step), arguments_(static_cast<int>(arguments.size())) {

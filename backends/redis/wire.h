@@ -57,6 +57,9 @@ class ScriptCall {
 
   void AppendTo(std::string& out, bool with_text) const;
 
+  // The key of the record, for messages.
+  std::string_view record() const;
+
  private:
   Step step_;
   int arguments_;

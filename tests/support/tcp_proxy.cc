@@ -62,6 +62,9 @@ bool WriteSome(int fd, std::string& from) {
   return size >= 0 || errno == EAGAIN || errno == EINTR;
 }
 
+// How much of what a client says first is remembered.
+constexpr size_t kRemembered = 1024;
+
 void Drain(int eventfd) {
   uint64_t count = 0;
   static_cast<void>(!read(eventfd, &count, sizeof count));
@@ -121,6 +124,21 @@ void TcpProxy::HoldReplies(bool hold) {
   {
     absl::MutexLock lock(&mutex_);
     hold_replies_ = hold;
+  }
+  Wake();
+}
+
+void TcpProxy::HoldRepliesTo(std::string_view said) {
+  absl::MutexLock lock(&mutex_);
+  for (Pair& pair : pairs_) {
+    if (pair.said.find(said) != std::string::npos) pair.hold_replies = true;
+  }
+}
+
+void TcpProxy::SayToClients(std::string_view text) {
+  {
+    absl::MutexLock lock(&mutex_);
+    for (Pair& pair : pairs_) pair.to_client.append(text);
   }
   Wake();
 }
@@ -189,7 +207,9 @@ void TcpProxy::Run() {
       for (const Pair& pair : pairs_) {
         short client = POLLIN;
         short server = POLLIN;
-        if (!pair.to_client.empty() && !hold_replies_ && !pair.half_closed) client |= POLLOUT;
+        if (!pair.to_client.empty() && !hold_replies_ && !pair.hold_replies && !pair.half_closed) {
+          client |= POLLOUT;
+        }
         if (!pair.to_server.empty() && !hold_requests_) server |= POLLOUT;
         fds.push_back({.fd = pair.client, .events = client, .revents = 0});
         fds.push_back({.fd = pair.server, .events = server, .revents = 0});
@@ -206,7 +226,11 @@ void TcpProxy::Run() {
       const short server = fds[3 + 2 * i].revents;
       bool alive = true;
       if ((client & (POLLIN | POLLHUP | POLLERR)) != 0) {
+        const size_t before = pair.to_server.size();
         alive = alive && ReadSome(pair.client, pair.to_server);
+        if (pair.said.size() < kRemembered) {
+          pair.said.append(pair.to_server, before, kRemembered - pair.said.size());
+        }
       }
       if ((server & (POLLIN | POLLHUP | POLLERR)) != 0) {
         alive = alive && ReadSome(pair.server, pair.to_client);
@@ -214,7 +238,7 @@ void TcpProxy::Run() {
       if (!hold_requests_) alive = alive && WriteSome(pair.server, pair.to_server);
       if (pair.half_closed) {
         pair.to_client.clear();
-      } else if (!hold_replies_) {
+      } else if (!hold_replies_ && !pair.hold_replies) {
         alive = alive && WriteSome(pair.client, pair.to_client);
       }
       if (!alive) pair.dead = true;

@@ -10,6 +10,7 @@
 #define LATCHKEY_TESTS_SUPPORT_TCP_PROXY_H_
 
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -33,8 +34,13 @@ class TcpProxy {
   void Refuse(bool refuse) ABSL_LOCKS_EXCLUDED(mutex_);
   // While true, what the server says is kept back (and what clients say is still forwarded).
   void HoldReplies(bool hold) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The same for those connections that are there now and whose client has said this among the
+  // first that it said: "SUBSCRIBE". Until they end.
+  void HoldRepliesTo(std::string_view said) ABSL_LOCKS_EXCLUDED(mutex_);
   // While true, what clients say is kept back as well.
   void HoldRequests(bool hold) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Says this to every client, as if the server did.
+  void SayToClients(std::string_view text) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends the direction from the server on every connection; the other stays open.
   void HalfClose() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -49,6 +55,8 @@ class TcpProxy {
     int server = -1;
     std::string to_client = {};
     std::string to_server = {};
+    std::string said = {};      // The beginning of what the client said.
+    bool hold_replies = false;  // On this one.
     bool half_closed = false;
     bool dead = false;
   };

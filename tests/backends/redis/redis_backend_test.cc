@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -239,15 +240,24 @@ Events WatchAsWaiter(LockingProtocol& backend, AcquisitionId id, Priority priori
                          .reservation_lease = absl::Seconds(3)});
 }
 
-// Returns when the server counts this many waiters.
-void AwaitWaiters(const RedisServer& server, int count) {
-  for (;;) {
-    int found = 0;
-    if (absl::SimpleAtoi(server.Command({"ZCARD", "latchkey:{r}:waiting"}), &found) &&
-        found == count) {
+// Asks until it is so; fails the test if that never comes.
+void Eventually(absl::FunctionRef<bool()> is_so) {
+  const absl::Time end = absl::Now() + kHangGuard;
+  while (!is_so()) {
+    if (absl::Now() > end) {
+      ADD_FAILURE() << "it never came";
       return;
     }
   }
+}
+
+// Returns when the server counts this many waiters.
+void AwaitWaiters(const RedisServer& server, int count) {
+  Eventually([&] {
+    int found = 0;
+    return absl::SimpleAtoi(server.Command({"ZCARD", "latchkey:{r}:waiting"}), &found) &&
+           found == count;
+  });
 }
 
 TEST(RedisBackendTest, AHolderIsToldToYieldAndAThiefEntersWhenItHas) {
@@ -550,6 +560,7 @@ TEST(RedisBackendTest, SomethingElseAtOurKeyIsToldAndLeftAlone) {
   EXPECT_EQ(ReasonOf(reply.status()), Reason::kBackendUnavailable) << reply.status();
   EXPECT_TRUE(absl::StrContains(reply.status().message(), "holds something else"))
       << reply.status();
+  EXPECT_TRUE(absl::StrContains(reply.status().message(), "'latchkey:{r}'")) << reply.status();
   EXPECT_EQ(server.Command({"GET", "latchkey:{r}"}), "mine");
 }
 
@@ -626,7 +637,11 @@ TEST(RedisBackendTest, APersistentServerKeepsHoldsAndTokensOverARestart) {
   server.Restart();
   // The first request may meet the dead connection.
   absl::StatusOr<ExtendReply> extended = absl::UnknownError("");
-  while (!extended.ok()) extended = Extend(*backend, "r", a, absl::Seconds(20));
+  Eventually([&] {
+    extended = Extend(*backend, "r", a, absl::Seconds(20));
+    return extended.ok();
+  });
+  ASSERT_TRUE(extended.ok()) << extended.status();
   EXPECT_EQ(extended->outcome, ExtendOutcome::kExtended);
   EXPECT_EQ(Release(*backend, "r", a).value(), ReleaseOutcome::kReleased);
   EXPECT_GT(Obtain(*backend, Request(AcquisitionId::Next()))->token, held->token);
@@ -638,10 +653,11 @@ TEST(RedisBackendTest, ARestartedServerWithoutItsDataRecovers) {
   Obtain(*backend, Request(AcquisitionId::Next())).IgnoreError();
   server.Restart();
   absl::StatusOr<ObtainReply> reply = absl::UnknownError("");
-  do {
+  Eventually([&] {
     reply = Obtain(*backend, Request(AcquisitionId::Next()));
-    ASSERT_FALSE(reply.ok()) << "nobody may be let in";
-  } while (!absl::StrContains(reply.status().message(), "recovering"));
+    EXPECT_FALSE(reply.ok()) << "nobody may be let in";
+    return reply.ok() || absl::StrContains(reply.status().message(), "recovering");
+  });
 }
 
 TEST(RedisBackendTest, ARequestWithoutAReplyHasAnUnknownOutcomeAndCanBeCompensated) {
@@ -694,8 +710,84 @@ TEST(RedisBackendTest, AHalfClosedConnectionIsReplaced) {
   proxy.HalfClose();
   absl::StatusOr<ObtainReply> reply = absl::UnknownError("");
   const AcquisitionId a = AcquisitionId::Next();
-  while (!reply.ok()) reply = Obtain(*backend, Request(a));
+  Eventually([&] {
+    reply = Obtain(*backend, Request(a));
+    return reply.ok();
+  });
+  ASSERT_TRUE(reply.ok()) << reply.status();
   EXPECT_NE(reply->outcome, ObtainOutcome::kDenied);
+}
+
+TEST(RedisBackendTest, ASubscriptionThatIsSilentThoughItsConnectionLivesIsReplaced) {
+  RedisServer server;
+  TcpProxy proxy(server.socket_path());
+  RedisBackendOptions options = OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port()));
+  options.command_timeout = absl::Milliseconds(200);
+  // So that it does not find out by looking.
+  options.waiter_lease = absl::Hours(1);
+  const Backend waiting = Connect(options);
+  const Backend holder = Connect(server);
+  const AcquisitionId a = AcquisitionId::Next();
+  const AcquisitionId b = AcquisitionId::Next();
+  ASSERT_EQ(OutcomeOf(Obtain(*holder, Request(a))), ObtainOutcome::kObtained);
+  Events waiter = WatchAsWaiter(*waiting, b);
+  AwaitWaiters(server, 1);
+  proxy.HoldRepliesTo("SUBSCRIBE");
+  Release(*holder, "r", a).IgnoreError();
+  proxy.AwaitHeldReplies();
+  EXPECT_TRUE(waiter.mailbox->All().empty());
+  // Commands go on all the while.
+  EXPECT_TRUE(Extend(*waiting, "r", b, absl::Seconds(1)).ok());
+  // It asks every five seconds whether the server is still there.
+  EXPECT_TRUE(waiter.Take(WatchEventKind::kHoldEnded));
+  EXPECT_EQ(OutcomeOf(Obtain(*waiting, Request(b))), ObtainOutcome::kObtained);
+}
+
+TEST(RedisBackendTest, GarbageInTheMiddleEndsTheConnectionAndIsAnUnknownOutcome) {
+  RedisServer server;
+  TcpProxy proxy(server.socket_path());
+  const Backend backend = Connect(OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port())));
+  const Backend other = Connect(server);
+  for (const std::string_view garbage :
+       {"garbage\r\n", "$-7\r\n", "*1000000000\r\n", ":1\r\n:2\r\n", "\xff\xfe", "!9\r\n"}) {
+    const AcquisitionId a = AcquisitionId::Next();
+    proxy.HoldRequests(true);
+    auto mailbox = std::make_shared<Mailbox<absl::StatusOr<ObtainReply>>>();
+    backend->Obtain(Request(a), [mailbox](absl::StatusOr<ObtainReply> reply) {
+      mailbox->Put(std::move(reply));
+    });
+    proxy.AwaitHeldRequests();
+    proxy.SayToClients(garbage);
+    const auto reply = mailbox->Take();
+    ASSERT_TRUE(reply);
+    EXPECT_EQ(ReasonOf(reply->status()), Reason::kBackendUnknown) << garbage << reply->status();
+    proxy.HoldRequests(false);
+    // It connects anew, and what may have been left behind can be taken back.
+    Eventually([&] { return Release(*backend, "r", a).ok(); });
+    const AcquisitionId b = AcquisitionId::Next();
+    EXPECT_EQ(OutcomeOf(Obtain(*other, Request(b))), ObtainOutcome::kObtained) << garbage;
+    Release(*other, "r", b).IgnoreError();
+  }
+}
+
+TEST(RedisBackendTest, AnAnswerThatNoScriptGivesIsAnUnknownOutcome) {
+  RedisServer server;
+  for (const std::string_view answer : {":9\r\n", "+OK\r\n", "$-1\r\n", "*0\r\n",
+                                        "*2\r\n:1\r\n:-5\r\n", "*2\r\n:4\r\n$1\r\nx\r\n"}) {
+    TcpProxy proxy(server.socket_path());
+    const Backend backend = Connect(OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port())));
+    proxy.HoldRequests(true);
+    auto mailbox = std::make_shared<Mailbox<absl::StatusOr<ObtainReply>>>();
+    backend->Obtain(Request(AcquisitionId::Next()), [mailbox](absl::StatusOr<ObtainReply> reply) {
+      mailbox->Put(std::move(reply));
+    });
+    proxy.AwaitHeldRequests();
+    proxy.SayToClients(answer);
+    const auto reply = mailbox->Take();
+    ASSERT_TRUE(reply);
+    EXPECT_EQ(ReasonOf(reply->status()), Reason::kBackendUnknown) << answer << reply->status();
+    EXPECT_TRUE(absl::StrContains(reply->status().message(), "not understood")) << reply->status();
+  }
 }
 
 TEST(RedisBackendTest, APausedServerBlocksNobodyForLongerThanTheTimeout) {
@@ -712,7 +804,11 @@ TEST(RedisBackendTest, APausedServerBlocksNobodyForLongerThanTheTimeout) {
   EXPECT_FALSE(unavailable.ok());
   server.Continue();
   absl::StatusOr<ObtainReply> reply = absl::UnknownError("");
-  while (!reply.ok()) reply = Obtain(*backend, Request(a));
+  Eventually([&] {
+    reply = Obtain(*backend, Request(a));
+    return reply.ok();
+  });
+  ASSERT_TRUE(reply.ok()) << reply.status();
   EXPECT_NE(reply->outcome, ObtainOutcome::kDenied);
 }
 

@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -207,6 +208,42 @@ TEST(RedisManagerTest, AThiefThatGivesUpLeavesTheHolderWhereItWas) {
   clock.RunDue();
   EXPECT_EQ(spy->AwaitExtension(), true);
   EXPECT_GT(victim->remaining(), absl::Seconds(15));
+}
+
+// What a server may refuse: reported at once by those who ask, and no hang.
+TEST(RedisManagerTest, WhatTheServerRefusesIsReportedAtOnceAndSaysWhy) {
+  struct Case {
+    std::vector<std::string> command;
+    const char* says;
+  };
+  for (const Case& c : {
+           Case{{"SET", "latchkey:{r}", "something else"}, "holds something else"},
+           Case{{"SET", "latchkey:{r}:waiting", "something else"}, "holds something else"},
+           Case{{"CONFIG", "SET", "maxmemory", "1"}, "out of memory"},
+           Case{{"REPLICAOF", "127.0.0.1", "1"}, "replica"},
+           Case{{"ACL", "SETUSER", "default", "-evalsha", "-eval"}, "lacks a permission"},
+           Case{{"FLUSHALL"}, "recovering"},
+       }) {
+    RedisServer server;
+    LockManager locks = NewManager(server);
+    LockManager other = NewManager(server);
+    std::optional<absl::StatusOr<Lock>> held;
+    // A waiting list is looked at only by somebody who waits.
+    if (absl::StrContains(absl::StrJoin(c.command, " "), ":waiting")) {
+      held = other.Acquire("r");
+      ASSERT_TRUE((*held).ok());
+    }
+    EXPECT_NE(server.Command(c.command).substr(0, 3), "ERR") << c.command[0];
+    const absl::Status status =
+        locks.Acquire("r", {.acquire_timeout = absl::Seconds(held ? 1 : 3600)}).status();
+    if (held) {
+      // It is told nothing of its watch, and asks by itself until its timeout.
+      EXPECT_EQ(ReasonOf(status), Reason::kAcquireTimeout) << status;
+    } else {
+      EXPECT_EQ(ReasonOf(status), Reason::kBackendUnavailable) << status;
+      EXPECT_TRUE(absl::StrContains(status.message(), c.says)) << status;
+    }
+  }
 }
 
 // ---- Renewal -----------------------------------------------------------------------------------
