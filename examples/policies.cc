@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <iostream>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/numeric/int128.h"
 #include "absl/status/status.h"
@@ -107,9 +109,35 @@ bool Bodies() {
         return written;  // Nobody interrupts the commit.
       });
 
-  absl::StatusOr<latchkey::LockSet> both =
-      locks->AcquireAll({"kitchen light", "bedroom light"}, {.priority = 100});
-  return pages.ok() && *pages == 10 && both.ok() && both->IsHeld();
+  // A body that finishes later: the lock is held until `finish` is called.
+  std::vector<LockManager::FinishWith<int>> jobs;
+  int printed = 0;
+  locks->RunAsync<int>(
+      "printer", options,
+      [&](LockContext, LockManager::FinishWith<int> finish) { jobs.push_back(std::move(finish)); },
+      [&](absl::StatusOr<int> sheets) { printed += sheets.value_or(0); });
+  jobs.front()(12);
+
+  // Under several locks as one.
+  absl::Status night = locks->RunAll({"kitchen light", "bedroom light"}, {.priority = 100},
+                                     [](LockContext& context) { return context.CheckPoint(); });
+  return pages.ok() && *pages == 10 && printed == 12 && night.ok();
+}
+
+bool LookingIn() {
+  auto stats = std::make_shared<latchkey::StatsObserver>();
+  absl::StatusOr<LockManager> locks =
+      LockManager::Create(latchkey::NewMemoryBackend(), {.observer = stats});
+  absl::StatusOr<Lock> held = locks->Acquire("orders/42", {.owner = "billing", .priority = 3});
+  locks->AcquireAsync("orders/42", {.owner = "audit"}, [](absl::StatusOr<Lock>) {});
+
+  for (const latchkey::ResourceSnapshot& resource : locks->Snapshot()) {
+    std::cerr << resource.state.resource << " is held by " << resource.state.holder_owner << ", "
+              << resource.waiters.size() << " wait\n";
+  }
+  const std::string metrics = stats->PrometheusText();  // latchkey_waiting 1 ...
+  return locks->IsBusy("orders/42") && !locks->IsBusy("orders/43") &&
+         metrics.find("latchkey_waiting 1") != std::string::npos;
 }
 
 bool Reasons() {
@@ -132,7 +160,7 @@ bool Reasons() {
 }  // namespace
 
 int main() {
-  const bool right = OwnPolicies() && ReadyMade() && Bodies() && Reasons();
+  const bool right = OwnPolicies() && ReadyMade() && Bodies() && LookingIn() && Reasons();
   std::cout << (right ? "all as it should be\n" : "something is wrong\n");
   return right ? 0 : 1;
 }

@@ -50,8 +50,8 @@ std::shared_ptr<const AdmissionPolicy> AdmitAll();
 // default policy.
 std::shared_ptr<const AdmissionPolicy> LimitPending(PendingLimits limits = {});
 
-// At most so many; when the resource's queue is full, a request of higher priority than the lowest
-// that waits takes its place, and that one is rejected.
+// At most so many; when the resource's queue or the total is full, a request of higher priority
+// than the lowest that waits for the same resource takes its place, and that one is rejected.
 std::shared_ptr<const AdmissionPolicy> ShedLowestPriority(PendingLimits limits = {});
 
 }  // namespace latchkey
