@@ -23,7 +23,7 @@ absl::Status GoneError(LockingProtocol& backend, const HoldRef& hold, FencingTok
   const LockState state = internal::AskWhatBecameOf(backend, hold) == HoldEnd::kStolen
                               ? LockState::kStolen
                               : LockState::kLost;
-  return internal::LossError(state, internal::LockForMessage(backend.ResourceOf(hold), token));
+  return internal::LossError(state, backend, backend.ResourceOf(hold), token);
 }
 
 // Waits for a step that tells its status to a callback. Inside a callback of the library it does

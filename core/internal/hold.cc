@@ -49,11 +49,21 @@ std::string LockForMessage(std::string_view resource, FencingToken token) {
   return absl::StrCat("the lock on ", ResourceForMessage(resource), " (fencing token ", token, ")");
 }
 
-absl::Status LossError(LockState state, std::string_view lock) {
+absl::Status LossError(LockState state, const LockingProtocol& backend, std::string_view resource,
+                       FencingToken token) {
+  std::string message = LockForMessage(resource, token);
   if (state == LockState::kReleased) {
-    return MakeError(Reason::kNotHeld, absl::StrCat(lock, " was already released"));
+    return MakeError(Reason::kNotHeld, absl::StrCat(message, " was already released"));
   }
-  return MakeError(ReasonOfLoss(state), absl::StrCat(lock, " ", HowLost(state)));
+  absl::StrAppend(&message, " ", HowLost(state));
+  if (!resource.empty()) {
+    backend.Inspect(ResourceName(resource), [&message](const ResourceState& now) {
+      if (!now.held) return;
+      absl::StrAppend(&message, "; now held by ", OwnerForMessage(now.holder_owner),
+                      " with priority ", now.holder_priority);
+    });
+  }
+  return MakeError(ReasonOfLoss(state), message);
 }
 
 HoldEnd AskWhatBecameOf(LockingProtocol& backend, const HoldRef& hold) {
@@ -261,15 +271,12 @@ absl::Status Hold::Check() {
   const LockState state = State();
   if (state == LockState::kHeld) return absl::OkStatus();
   if (state != LockState::kYielding) return LossError(state);
-  Priority thief_priority;
   {
     absl::MutexLock lock(&mu_);
     if (deferrals_ > 0 || state_ != LockState::kYielding) return absl::OkStatus();
-    thief_priority = thief_priority_;
   }
   return MakeError(Reason::kYieldRequested,
-                   absl::StrCat(NameForMessage(), " should be given back: a request of priority ",
-                                thief_priority, " waits for it"));
+                   absl::StrCat(NameForMessage(), " should be given back: ", WhoWaits()));
 }
 
 void Hold::Defer() {
@@ -494,7 +501,6 @@ absl::Status Hold::ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendRe
   Signals signals;
   LockState state;
   bool refused = false;
-  Priority thief_priority;
   {
     absl::MutexLock lock(&mu_);
     LookAtClock(signals);
@@ -513,23 +519,12 @@ absl::Status Hold::ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendRe
       }
     }
     state = state_;
-    thief_priority = thief_priority_;
   }
   Fire(signals);
   if (!Exclusive(state)) return LossError(state);
   if (!refused) return absl::OkStatus();
-  if (state == LockState::kHeld) {
-    // It has not heard who waits, or does not listen.
-    state = State();
-    absl::MutexLock lock(&mu_);
-    thief_priority = thief_priority_;
-  }
   return MakeError(Reason::kYieldRequested,
-                   absl::StrCat(NameForMessage(), " was not extended: ",
-                                state == LockState::kYielding
-                                    ? absl::StrCat("a request of priority ", thief_priority)
-                                    : "somebody of higher priority",
-                                " waits for it"));
+                   absl::StrCat(NameForMessage(), " was not extended: ", WhoWaits()));
 }
 
 void Hold::Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done) {
@@ -569,7 +564,7 @@ void Hold::Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> d
           absl::StatusOr<ExtendReply> reply) mutable { done(hold->ApplyExtension(sent, reply)); });
 }
 
-std::string Hold::NameForMessage() {
+std::string Hold::KnownName() {
   std::string name = terms_.resource;
   if (name.empty()) {
     // A plain lock that got its own life later. The backend knows the name, but not for ever.
@@ -581,7 +576,29 @@ std::string Hold::NameForMessage() {
       found_name_ = name;
     }
   }
-  return LockForMessage(name, terms_.token);
+  return name;
+}
+
+std::string Hold::WhoWaits() {
+  State();  // It may not have listened so far.
+  std::string who = "somebody";
+  Priority priority;
+  bool known;
+  {
+    absl::MutexLock lock(&mu_);
+    known = state_ == LockState::kYielding;
+    priority = thief_priority_;
+  }
+  if (const std::string name = KnownName(); !name.empty()) {
+    shard_->core->backend().Inspect(latchkey::ResourceName(name), [&](const ResourceState& now) {
+      if (!now.reserved) return;
+      known = true;
+      who = OwnerForMessage(now.successor_owner);
+      priority = now.successor_priority;
+    });
+  }
+  return known ? absl::StrCat(who, " with priority ", priority, " waits for it")
+               : "somebody of higher priority waits for it";
 }
 
 LockState Hold::WhatBecameOfIt() {
@@ -595,7 +612,7 @@ LockState Hold::WhatBecameOfIt() {
 }
 
 absl::Status Hold::LossError(LockState state) {
-  return internal::LossError(state, NameForMessage());
+  return internal::LossError(state, shard_->core->backend(), KnownName(), terms_.token);
 }
 
 // ---- Release ----

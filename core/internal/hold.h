@@ -48,8 +48,10 @@ struct HoldTerms {
 
 // For messages. The resource may be empty: not known.
 std::string LockForMessage(std::string_view resource, FencingToken token);
-// The error of a lock, named in these words, that is not held any more.
-absl::Status LossError(LockState state, std::string_view lock);
+// The error of a lock that is not held any more; says who holds the resource now where the backend
+// can tell at once.
+absl::Status LossError(LockState state, const LockingProtocol& backend, std::string_view resource,
+                       FencingToken token);
 // Why a hold ended that the backend says is gone; kExpired if it cannot tell. Before, or in, the
 // answer to its release.
 HoldEnd AskWhatBecameOf(LockingProtocol& backend, const HoldRef& hold);
@@ -81,8 +83,10 @@ class Hold : public RefCounted<Hold> {
   void EndDeferral();
 
   const HoldTerms& terms() const { return terms_; }
-  // For messages: "the lock on 'a' (fencing token 7)". May ask the backend for the name.
-  std::string NameForMessage() ABSL_LOCKS_EXCLUDED(mu_);
+  // For messages: "the lock on 'a' (fencing token 7)".
+  std::string NameForMessage() ABSL_LOCKS_EXCLUDED(mu_) {
+    return LockForMessage(KnownName(), terms_.token);
+  }
   ManagerCore* core() const;
   ResourceState Describe();
 
@@ -111,7 +115,11 @@ class Hold : public RefCounted<Hold> {
   void CancelTimers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmEndTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmRenewTimer(absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The resource, which the backend may be asked for; empty if it is not known any more.
+  std::string KnownName() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LossError(LockState state) ABSL_LOCKS_EXCLUDED(mu_);
+  // For messages: "'thief' with priority 9 waits for it".
+  std::string WhoWaits() ABSL_LOCKS_EXCLUDED(mu_);
   // What became of a hold that the backend says is gone, although nobody told.
   LockState WhatBecameOfIt() ABSL_LOCKS_EXCLUDED(mu_);
 

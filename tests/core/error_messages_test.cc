@@ -36,6 +36,9 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr std::string_view kBob = "'bob' with priority 3";
+constexpr std::string_view kTaken =
+    "taken by force, since the grace was over before it was released; now held by 'thief' with "
+    "priority 9";
 
 // As the backend that it wraps, but it fails when it is told to.
 class FailingProtocol : public LockingProtocol {
@@ -268,8 +271,8 @@ void ErrorMessagesTest::ChecksOfSets() {
   absl::StatusOr<LockSet> set = locks_.AcquireAll({"a", "b"});
   Lock thief = Steal("b");
   Check("a member was stolen, Extend", set->Extend(absl::Seconds(1)), Reason::kStolen,
-        {"'b'", "by force"});
-  Check("a member was stolen, Release", set->Release(), Reason::kStolen, {"'b'", "by force"});
+        {"'b'", kTaken});
+  Check("a member was stolen, Release", set->Release(), Reason::kStolen, {"'b'", kTaken});
   Check("released, Extend", set->Extend(absl::Seconds(1)), Reason::kNotHeld,
         {"'a', 'b'", "released"});
 }
@@ -307,21 +310,21 @@ void ErrorMessagesTest::ChecksOfRelease() {
     Lock victim = Bob();
     Lock thief = Steal();
     Check("stolen, and nobody listened", victim.Release(), Reason::kStolen,
-          {"'it'", "by force", absl::StrCat("token ", victim.fencing_token())});
+          {"'it'", kTaken, absl::StrCat("token ", victim.fencing_token())});
     EXPECT_TRUE(thief.IsHeld());
   }
   {
     Lock victim = Bob();
     Lock thief = Steal();
     EXPECT_EQ(victim.state(), LockState::kStolen);
-    Check("stolen, and looked at", victim.Release(), Reason::kStolen, {"'it'", "by force"});
-    Check("stolen, again", victim.Release(), Reason::kStolen, {"'it'", "by force"});
+    Check("stolen, and looked at", victim.Release(), Reason::kStolen, {"'it'", kTaken});
+    Check("stolen, again", victim.Release(), Reason::kStolen, {"'it'", kTaken});
   }
   {
     Lock victim = Bob();
     victim.OnLost([](LockState) {});
     Lock thief = Steal();
-    Check("stolen, and told", victim.Release(), Reason::kStolen, {"'it'", "by force"});
+    Check("stolen, and told", victim.Release(), Reason::kStolen, {"'it'", kTaken});
   }
   {
     absl::StatusOr<Lock> lock = locks_.Acquire("it", {.lease = absl::Seconds(1)});
@@ -359,8 +362,9 @@ void ErrorMessagesTest::ChecksOfExtend() {
     Lock lock = Bob();
     Check("no lease", lock.Extend(absl::ZeroDuration()), Reason::kInvalidArgument,
           {"'it'", "lease must be positive, but is 0"});
-    auto thief = Ask("it", {.priority = 7});
-    Check("wanted", lock.Extend(absl::Seconds(1)), Reason::kYieldRequested, {"'it'", "priority 7"});
+    auto thief = Ask("it", {.owner = "ann", .priority = 7});
+    Check("wanted", lock.Extend(absl::Seconds(1)), Reason::kYieldRequested,
+          {"'it'", "'ann' with priority 7 waits for it"});
     EXPECT_TRUE(lock.Release().ok());
     Check("released, and looked at before", lock.Extend(absl::Seconds(1)), Reason::kNotHeld,
           {"released", "'it'"});
@@ -380,7 +384,7 @@ void ErrorMessagesTest::ChecksOfExtend() {
   {
     Lock victim = Bob();
     Lock thief = Steal();
-    Check("stolen", victim.Extend(absl::Seconds(1)), Reason::kStolen, {"'it'", "by force"});
+    Check("stolen", victim.Extend(absl::Seconds(1)), Reason::kStolen, {"'it'", kTaken});
   }
   {
     absl::StatusOr<Lock> lock = locks_.Acquire("it", {.lease = absl::Seconds(1)});
@@ -410,10 +414,10 @@ void ErrorMessagesTest::ChecksOfBodies() {
         locks_.Run("it", {},
                    [&](LockContext& context) {
                      kept = context;
-                     thief = Ask("it", {.priority = 7});
+                     thief = Ask("it", {.owner = "ann", .priority = 7});
                      return context.CheckPoint();
                    }),
-        Reason::kYieldRequested, {"'it'", "priority 7"});
+        Reason::kYieldRequested, {"'it'", "'ann' with priority 7 waits for it"});
   thief.reset();
   Check("over", kept->CheckPoint(), Reason::kNotHeld, {"'it'", "released"});
   Check("too long",
@@ -430,13 +434,15 @@ void ErrorMessagesTest::ChecksOfBodies() {
                      return absl::OkStatus();
                    }),
         Reason::kOccupationTimeout, {"'it'", "max_occupation_time", "(1s)"});
+  Lock stolen;
   Check("stolen",
         locks_.Run("it", {},
                    [&](LockContext&) {
-                     const Lock thief_lock = Steal();
+                     stolen = Steal();
                      return absl::OkStatus();
                    }),
-        Reason::kStolen, {"'it'", "by force"});
+        Reason::kStolen, {"'it'", kTaken});
+  stolen = Lock();
   Check("expired",
         locks_.Run("it", {.lease = absl::Seconds(1), .auto_renew = false},
                    [&](LockContext& context) {
