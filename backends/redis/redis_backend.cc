@@ -776,11 +776,26 @@ void Core::OnMessage(std::string_view text) {
   const std::optional<Message> message = ParseMessage(text);
   if (!message) return;
   auto [begin, end] = watches_.equal_range(message->acquisition);
+  bool look = false;
   for (auto it = begin; it != end; ++it) {
     if (message->look_after) {
       LookAfter(it->second, *message->look_after + Jittered(absl::Milliseconds(4)));
     }
-    if (message->event) Deliver(it->second, *message->event);
+    if (!message->event) continue;
+    // That the resource is free may have been told to this very acquisition as long as it waited,
+    // and have been overtaken by the grant, which takes another connection. So a holder asks; only
+    // of a theft does nobody else hear.
+    if (it->second->role == WatchRole::kHolder &&
+        message->event->kind == WatchEventKind::kHoldEnded &&
+        message->event->why != HoldEnd::kStolen) {
+      Look(it->second);
+      look = true;
+    } else {
+      Deliver(it->second, *message->event);
+    }
+  }
+  if (look) {
+    for (auto& connection : commands_) connection->Flush();
   }
 }
 

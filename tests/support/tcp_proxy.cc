@@ -135,6 +135,14 @@ void TcpProxy::HoldRepliesTo(std::string_view said) {
   }
 }
 
+void TcpProxy::GiveRepliesBack() {
+  {
+    absl::MutexLock lock(&mutex_);
+    for (Pair& pair : pairs_) pair.hold_replies = false;
+  }
+  Wake();
+}
+
 void TcpProxy::SayToClients(std::string_view text) {
   {
     absl::MutexLock lock(&mutex_);

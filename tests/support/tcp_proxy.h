@@ -35,8 +35,9 @@ class TcpProxy {
   // While true, what the server says is kept back (and what clients say is still forwarded).
   void HoldReplies(bool hold) ABSL_LOCKS_EXCLUDED(mutex_);
   // The same for those connections that are there now and whose client has said this among the
-  // first that it said: "SUBSCRIBE". Until they end.
+  // first that it said: "SUBSCRIBE". Until they end, or the second gives them back.
   void HoldRepliesTo(std::string_view said) ABSL_LOCKS_EXCLUDED(mutex_);
+  void GiveRepliesBack() ABSL_LOCKS_EXCLUDED(mutex_);
   // While true, what clients say is kept back as well.
   void HoldRequests(bool hold) ABSL_LOCKS_EXCLUDED(mutex_);
   // Says this to every client, as if the server did.

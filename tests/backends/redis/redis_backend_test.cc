@@ -418,6 +418,8 @@ TEST(RedisBackendTest, WithAGraceTheThiefTakesOverAndTheHolderIsTold) {
   const AcquisitionId b = AcquisitionId::Next();
   const auto held = Obtain(*one, Request(a));
   Events holder = WatchAsHolder(*one, a);
+  // It has looked before this is answered; later it would not be told why.
+  ASSERT_TRUE(Extend(*one, "r", a, absl::Seconds(1)).ok());
   ObtainRequest request = Request(b, 5);
   request.grace = absl::ZeroDuration();
   ASSERT_EQ(OutcomeOf(Obtain(*two, request)), ObtainOutcome::kReserved);
@@ -447,6 +449,32 @@ TEST(RedisBackendTest, AReconnectedClientLooksAtWhatItMissed) {
   proxy.Refuse(false);
   EXPECT_TRUE(waiter.Take(WatchEventKind::kHoldEnded));
   EXPECT_EQ(OutcomeOf(Obtain(*two, Request(b))), ObtainOutcome::kObtained);
+}
+
+TEST(RedisBackendTest, NewsForAWaiterThatComesWhenItHoldsIsNoLoss) {
+  RedisServer server;
+  TcpProxy proxy(server.socket_path());
+  const Backend one = Connect(server);
+  const Backend two = Connect(OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port())));
+  const AcquisitionId a = AcquisitionId::Next();
+  const AcquisitionId b = AcquisitionId::Next();
+  ASSERT_EQ(OutcomeOf(Obtain(*one, Request(a))), ObtainOutcome::kObtained);
+  Events waiter = WatchAsWaiter(*two, b);
+  AwaitWaiters(server, 1);
+  // "It is free for you" is on its way, and it asks by itself before that arrives.
+  proxy.HoldRepliesTo("SUBSCRIBE");
+  Release(*one, "r", a).IgnoreError();
+  proxy.AwaitHeldReplies();
+  ASSERT_EQ(OutcomeOf(Obtain(*two, Request(b))), ObtainOutcome::kObtained);
+  Events holder = WatchAsHolder(*two, b);
+  waiter.subscription.Reset();
+  ASSERT_EQ(Extend(*two, "r", b, absl::Seconds(1))->outcome, ExtendOutcome::kExtended);
+  proxy.GiveRepliesBack();
+  // The next that it hears is what somebody does after that.
+  ASSERT_EQ(OutcomeOf(Obtain(*one, Request(AcquisitionId::Next(), 3))), ObtainOutcome::kReserved);
+  const auto first = holder.mailbox->Take();
+  ASSERT_TRUE(first);
+  EXPECT_EQ(first->kind, WatchEventKind::kYieldRequested);
 }
 
 TEST(RedisBackendTest, NoEventBeginsAfterASubscriptionHasEnded) {
