@@ -4,7 +4,8 @@
 //   rediss://host                            TLS over TCP
 //   unix:///run/redis.sock?db=1              a socket in the file system; also unix://user:pw@/path
 //
-// User, password and path are percent-decoded. Passwords never appear in a message.
+// User, password and path are percent-decoded; a path has at most 107 bytes. Passwords never appear
+// in a message, not even where the URL is wrong because one has a '/' or an '@' in the wrong place.
 //
 // Thread safety: pure functions and values.
 #ifndef LATCHKEY_BACKENDS_REDIS_REDIS_URL_H_
@@ -28,11 +29,12 @@ struct RedisAddress {
   std::string password = {};  // Empty: none.
   int database = 0;
 
-  // For messages: a URL without user and password.
+  // For messages: a URL of the same server and database, without user and password.
   std::string ToString() const;
 };
 
-// Errors: kInvalidArgument naming the part of the URL and its value.
+// Errors: kInvalidArgument naming the part of the URL and, where no password can be in it, its
+// value.
 absl::StatusOr<RedisAddress> ParseRedisUrl(std::string_view url);
 
 }  // namespace latchkey::redis

@@ -69,6 +69,36 @@ TEST(RedisUrlTest, WhatIsShownHasNoLogin) {
   EXPECT_EQ(address->ToString(), "rediss://host:1/2");
 }
 
+TEST(RedisUrlTest, WhatIsShownOfASocketIsItsUrl) {
+  for (const std::string url :
+       {"unix:///run/a%3Fb", "unix:///run/a%2541b?db=1", "unix:///run/%20%7f", "unix:///run/a@b"}) {
+    const auto address = ParseRedisUrl(url);
+    ASSERT_TRUE(address.ok()) << address.status();
+    const auto again = ParseRedisUrl(address->ToString());
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(again->path, address->path);
+    EXPECT_EQ(again->database, address->database);
+  }
+}
+
+TEST(RedisUrlTest, APathThatNoSocketCanHaveIsRefused) {
+  EXPECT_TRUE(ParseRedisUrl("unix:///" + std::string(106, 'p')).ok());
+  EXPECT_FALSE(ParseRedisUrl("unix:///" + std::string(107, 'p')).ok());
+  EXPECT_FALSE(ParseRedisUrl("unix:///run/a%00b").ok());
+}
+
+TEST(RedisUrlTest, APasswordWithASlashIsNotShownWhereverItEndsUp) {
+  for (const char* url :
+       {"redis://user:secret/x@host", "redis://us/er:secret@host", "unix://user:a/secret@/run/x",
+        "user:secret@://host", "redis://user:x/secret@host/1"}) {
+    const auto address = ParseRedisUrl(url);
+    ASSERT_FALSE(address.ok()) << url;
+    EXPECT_EQ(ReasonOf(address.status()), Reason::kInvalidArgument);
+    EXPECT_FALSE(absl::StrContains(address.status().message(), "secret")) << address.status();
+    EXPECT_TRUE(absl::StrContains(address.status().message(), "%2F")) << address.status();
+  }
+}
+
 struct BadUrl {
   const char* url;
   const char* named;  // What the message has to say.
