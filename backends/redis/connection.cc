@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "hiredis/hiredis_ssl.h"
+#include "latchkey/backends/redis/replies.h"
 #include "latchkey/backends/redis/wire.h"
 #include "latchkey/core/lock_error.h"
 
@@ -38,10 +39,6 @@ bool IsNumericAddress(const std::string& host) {
   in6_addr address;
   return inet_pton(AF_INET, host.c_str(), &address) == 1 ||
          inet_pton(AF_INET6, host.c_str(), &address) == 1;
-}
-
-std::string_view TextOf(const redisReply& reply) {
-  return reply.str == nullptr ? std::string_view() : std::string_view(reply.str, reply.len);
 }
 
 // The first word of an array: "message", "pong", "subscribe".
@@ -155,8 +152,7 @@ void Connection::ConnectTo(const std::string& host) {
   context_ = redisConnectWithOptions(&options);
   if (context_ == nullptr) return Fail("cannot connect: out of memory");
   if (context_->err != 0) return Fail(absl::StrCat("cannot connect: ", context_->errstr));
-  // Our scripts answer with a handful. Whatever it is that announces more, do not make room for it.
-  context_->reader->maxelements = 64;
+  LimitReader(*context_->reader);
   poll_ = new Poll{.handle = {}, .connection = this};
   poll_->handle.data = poll_;
   if (const int result = uv_poll_init_socket(loop_, &poll_->handle, context_->fd); result != 0) {

@@ -11,6 +11,7 @@
 #include <random>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -25,6 +26,7 @@
 #include "latchkey/backends/redis/connection.h"
 #include "latchkey/backends/redis/io_thread.h"
 #include "latchkey/backends/redis/redis_url.h"
+#include "latchkey/backends/redis/replies.h"
 #include "latchkey/backends/redis/wire.h"
 #include "latchkey/core/lock_error.h"
 
@@ -40,41 +42,6 @@ constexpr size_t kMaxNameBytes = size_t{1} << 24;
 // A request whose outcome is unknown may reach the server even after its compensation, if it took
 // another connection. So the compensation is repeated.
 constexpr int kSuspectReleases = 3;
-
-std::string_view TextOf(const redisReply& reply) {
-  return reply.str == nullptr ? std::string_view() : std::string_view(reply.str, reply.len);
-}
-
-// What a script answered: an array that begins with a number, and reading it safely whatever it is.
-class Answer {
- public:
-  explicit Answer(const redisReply& reply) : reply_(reply) {}
-
-  int64_t code() const { return reply_.type == REDIS_REPLY_INTEGER ? reply_.integer : Number(0); }
-  bool Has(size_t elements) const {
-    return reply_.type == REDIS_REPLY_ARRAY && reply_.elements >= elements;
-  }
-  int64_t Number(size_t i) const {
-    return Has(i + 1) && reply_.element[i]->type == REDIS_REPLY_INTEGER ? reply_.element[i]->integer
-                                                                        : -1;
-  }
-  std::string_view Text(size_t i) const {
-    return Has(i + 1) ? TextOf(*reply_.element[i]) : std::string_view();
-  }
-  absl::Duration Micros(size_t i) const {
-    return absl::Microseconds(std::max<int64_t>(Number(i), 0));
-  }
-  FencingToken Fence(size_t i) const {
-    return static_cast<FencingToken>(std::max<int64_t>(Number(i), 0));
-  }
-  // -1 is "none".
-  absl::Duration MicrosOrInfinite(size_t i) const {
-    return Number(i) < 0 ? absl::InfiniteDuration() : Micros(i);
-  }
-
- private:
-  const redisReply& reply_;
-};
 
 template <typename Reply>
 using Completion = absl::AnyInvocable<void(absl::StatusOr<Reply>)>;
@@ -145,7 +112,9 @@ class Core : public Connection::Listener {
   // Repeats a release until `until`, or, having succeeded, `repeats` more times.
   void RetryRelease(size_t connection, ScriptCall script, uint64_t until_ms, int repeats,
                     bool failed);
-  void LookSettled(const std::shared_ptr<WatchEntry>& watch, const redisReply* reply);
+  // `answered`: the server was reached, whether or not its answer was understood.
+  void LookSettled(const std::shared_ptr<WatchEntry>& watch,
+                   const std::optional<WatchAnswer>& answer, bool answered);
   uint64_t NowMs() const { return uv_now(&loop_); }
 
  private:
@@ -280,14 +249,14 @@ class ScriptedCall : public Call {
       Settle(ErrorFromServer(core_, script_.record(), text));
       return Next::kDone;
     }
-    Settle(Answer(reply), reply);
+    Settle(reply);
     return Next::kDone;
   }
 
   void OnFailure(bool sent, const absl::Status& why) final { Settle(sent ? Unknown(why) : why); }
 
  protected:
-  virtual void Settle(const Answer& answer, const redisReply& reply) = 0;
+  virtual void Settle(const redisReply& reply) = 0;
   virtual void Settle(const absl::Status& failure) = 0;
 
   Core& core_;
@@ -307,47 +276,23 @@ class ObtainCall final : public ScriptedCall {
         done_(std::move(done)) {}
 
  private:
-  void Settle(const Answer& answer, const redisReply&) override {
-    ObtainReply reply;
-    switch (answer.code()) {
-      case 1:
-      case 2:
-        if (answer.Number(1) <= 0) break;
-        reply.outcome = answer.code() == 1 ? ObtainOutcome::kObtained : ObtainOutcome::kReentered;
-        reply.token = static_cast<FencingToken>(answer.Number(1));
-        reply.remaining = answer.Micros(2);
-        reply.hint = reply.token;
-        reply.fence_lost = answer.Number(3) == 1;
-        return done_(std::move(reply));
-      case 3:
-        if (!answer.Has(5)) break;
-        reply.outcome = ObtainOutcome::kReserved;
-        reply.remaining = answer.Micros(1);
-        reply.grace_remaining = answer.MicrosOrInfinite(2);
-        reply.other_owner = std::string(answer.Text(3));
-        reply.other_priority = PriorityFromWire(answer.Text(4));
-        reply.fence = answer.Fence(5);
-        return done_(std::move(reply));
-      case 4:
-        if (!answer.Has(4)) break;
-        reply.outcome = ObtainOutcome::kDenied;
-        reply.remaining = answer.Micros(1);
-        reply.other_owner = std::string(answer.Text(2));
-        reply.other_priority = PriorityFromWire(answer.Text(3));
-        reply.fence = answer.Fence(4);
-        return done_(std::move(reply));
-      case 5:
-        return done_(BackendUnavailableError(absl::StrCat(
-            core_.shown_address(),
-            ": recovering: the server has no marker key, so it is new or has lost its data, and "
-            "leases may be out that it does not know. It grants again in ",
-            absl::FormatDuration(absl::Ceil(answer.Micros(1), absl::Milliseconds(1))),
-            ". For a server that is known to be new, set RedisBackendOptions::new_server")));
-      default:
-        break;
+  void Settle(const redisReply& raw) override {
+    auto answer = ReadObtainAnswer(raw);
+    if (!answer) {
+      core_.RememberSuspect(acquisition_, lease_);
+      return done_(Garbled(core_));
     }
-    core_.RememberSuspect(acquisition_, lease_);
-    done_(Garbled(core_));
+    if (const Recovering* const recovering = std::get_if<Recovering>(&*answer)) {
+      return done_(BackendUnavailableError(absl::StrCat(
+          core_.shown_address(),
+          ": recovering: the server has no marker key, so it is new or has lost its data, and "
+          "leases may be out that it does not know. It grants again in ",
+          absl::FormatDuration(absl::Ceil(recovering->left, absl::Milliseconds(1))),
+          ". For a server that is known to be new, set RedisBackendOptions::new_server")));
+    }
+    ObtainReply& reply = std::get<ObtainReply>(*answer);
+    reply.hint = reply.token;
+    done_(std::move(reply));
   }
 
   void Settle(const absl::Status& failure) override {
@@ -374,13 +319,13 @@ class ReleaseCall final : public ScriptedCall {
         done_(std::move(done)) {}
 
  private:
-  void Settle(const Answer& answer, const redisReply&) override {
-    const int64_t code = answer.code();
-    if (code < 1 || code > 3) return Settle(Garbled(core_));
+  void Settle(const redisReply& raw) override {
+    const std::optional<ReleaseOutcome> outcome = ReadReleaseAnswer(raw);
+    if (!outcome) return Settle(Garbled(core_));
     int repeats = repeats_;
     if (done_ != nullptr && core_.TakeSuspect(acquisition_)) repeats = kSuspectReleases;
     if (repeats > 0) core_.RetryRelease(connection_, script_, Until(), repeats - 1, false);
-    if (done_ != nullptr) done_(static_cast<ReleaseOutcome>(code - 1));
+    if (done_ != nullptr) done_(*outcome);
   }
 
   void Settle(const absl::Status& failure) override {
@@ -409,12 +354,10 @@ class ExtendCall final : public ScriptedCall {
       : ScriptedCall(core, std::move(script)), done_(std::move(done)) {}
 
  private:
-  void Settle(const Answer& answer, const redisReply&) override {
-    const int64_t code = answer.code();
-    if (code == 3) return done_(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
-    if ((code != 1 && code != 2) || !answer.Has(2)) return done_(Garbled(core_));
-    done_(ExtendReply{.outcome = code == 1 ? ExtendOutcome::kExtended : ExtendOutcome::kReserved,
-                      .remaining = answer.Micros(1)});
+  void Settle(const redisReply& raw) override {
+    const std::optional<ExtendReply> reply = ReadExtendAnswer(raw);
+    if (!reply) return done_(Garbled(core_));
+    done_(*reply);
   }
   void Settle(const absl::Status& failure) override { done_(failure); }
 
@@ -427,12 +370,10 @@ class ConfirmCall final : public ScriptedCall {
       : ScriptedCall(core, std::move(script)), done_(std::move(done)) {}
 
  private:
-  void Settle(const Answer& answer, const redisReply&) override {
-    const int64_t code = answer.code();
-    if (code == 3) return done_(ConfirmReply{.outcome = ConfirmOutcome::kNotHeld});
-    if ((code != 1 && code != 2) || answer.Number(1) <= 0) return done_(Garbled(core_));
-    done_(ConfirmReply{.outcome = code == 1 ? ConfirmOutcome::kConfirmed : ConfirmOutcome::kRaise,
-                       .token = static_cast<FencingToken>(answer.Number(1))});
+  void Settle(const redisReply& raw) override {
+    const std::optional<ConfirmReply> reply = ReadConfirmAnswer(raw);
+    if (!reply) return done_(Garbled(core_));
+    done_(*reply);
   }
   void Settle(const absl::Status& failure) override { done_(failure); }
 
@@ -445,10 +386,11 @@ class LookCall final : public ScriptedCall {
       : ScriptedCall(core, std::move(script)), watch_(std::move(watch)) {}
 
  private:
-  void Settle(const Answer&, const redisReply& reply) override {
-    core_.LookSettled(watch_, &reply);
+  void Settle(const redisReply& raw) override {
+    // One that is not understood is as good as none, for now.
+    core_.LookSettled(watch_, ReadWatchAnswer(raw), true);
   }
-  void Settle(const absl::Status&) override { core_.LookSettled(watch_, nullptr); }
+  void Settle(const absl::Status&) override { core_.LookSettled(watch_, std::nullopt, false); }
 
   const std::shared_ptr<WatchEntry> watch_;
 };
@@ -459,7 +401,7 @@ class UnwatchCall final : public ScriptedCall {
   using ScriptedCall::ScriptedCall;
 
  private:
-  void Settle(const Answer&, const redisReply&) override {}
+  void Settle(const redisReply&) override {}
   void Settle(const absl::Status&) override {}
 };
 
@@ -820,7 +762,8 @@ void Core::Look(const std::shared_ptr<WatchEntry>& watch) {
       watch));
 }
 
-void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch, const redisReply* reply) {
+void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch,
+                       const std::optional<WatchAnswer>& answer, bool answered) {
   watch->looking = false;
   if (watch->cancelled.load(std::memory_order_relaxed) || closed_) return;
   if (std::exchange(watch->look_again, false)) {
@@ -829,46 +772,41 @@ void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch, const redisRepl
     return;
   }
   const absl::Duration refresh = Jittered(options_.waiter_lease / 3);
-  if (reply == nullptr) {
+  if (!answered) {
     // Not reached; the connection tries again by itself, and so do we.
     LookAfter(watch, std::min(refresh, Jittered(absl::Seconds(1))));
     return;
   }
   watch->takes_place_of = {};
-  const Answer answer(*reply);
-  switch (answer.code()) {
-    case 1:
+  if (!answer) return LookAfter(watch, refresh);
+  switch (answer->state) {
+    case WatchAnswer::State::kHolds:
       // At its deadline nobody else may be there to find out; if it is extended, the look says so.
       watch->waits = false;
-      LookAfter(watch, answer.Micros(1) + absl::Milliseconds(1));
+      LookAfter(watch, answer->left + absl::Milliseconds(1));
       return;
-    case 2:
+    case WatchAnswer::State::kIsToYield:
       watch->waits = false;
-      LookAfter(watch, answer.Micros(3) + absl::Milliseconds(1));
+      LookAfter(watch, answer->left + absl::Milliseconds(1));
       Deliver(watch, {.kind = WatchEventKind::kYieldRequested,
-                      .grace_remaining = answer.MicrosOrInfinite(1),
-                      .thief_priority = PriorityFromWire(answer.Text(2))});
+                      .grace_remaining = answer->grace_remaining,
+                      .thief_priority = answer->thief_priority});
       return;
-    case 3:
+    case WatchAnswer::State::kLost:
       watch->waits = false;
       Deliver(watch, {.kind = WatchEventKind::kHoldEnded, .why = HoldEnd::kExpired});
       return;
-    case 4: {
-      const std::string_view why = answer.Text(1);
+    case WatchAnswer::State::kMayClaim:
       LookAfter(watch, refresh);
-      Deliver(watch, {.kind = WatchEventKind::kHoldEnded,
-                      .why = HoldEndFromWire(why.empty() ? 'r' : why[0])});
+      Deliver(watch, {.kind = WatchEventKind::kHoldEnded, .why = answer->why});
       return;
-    }
-    case 5: {
+    case WatchAnswer::State::kWaits: {
       // When a lease runs out no script runs: who comes next looks then, the others a little later.
-      absl::Duration look = answer.Micros(1) + absl::Milliseconds(1);
-      if (answer.Text(2) != "1") look += Jittered(options_.waiter_lease / 3);
+      absl::Duration look = answer->left + absl::Milliseconds(1);
+      if (!answer->next) look += Jittered(options_.waiter_lease / 3);
       LookAfter(watch, std::min(look, refresh));
       return;
     }
-    default:
-      LookAfter(watch, refresh);
   }
 }
 
