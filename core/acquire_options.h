@@ -36,8 +36,9 @@ struct AcquireOptions {
   // False: nobody may ask this hold to yield, whatever their priority.
   bool preemptible = true;
 
-  // How long the hold lasts unless extended; positive. None: infinite where the backend offers that
-  // (the in-memory one does), else the backend's default lease, renewed.
+  // How long the hold lasts unless extended; positive, and longer than the backend's margin. None:
+  // infinite where the backend offers that (the in-memory one does), else the backend's default
+  // lease, renewed.
   std::optional<absl::Duration> lease = std::nullopt;
 
   // Renew the lease in the background while the lock is held. None: only where the lease is finite

@@ -20,6 +20,11 @@ constexpr double kRenewAfter = 0.6;
 constexpr double kRetryAfter = 0.25;
 constexpr absl::Duration kShortestRetry = absl::Milliseconds(1);
 
+// Never at once: renewing a lease of nanoseconds would keep a thread busy. Such a one ends.
+absl::Duration RenewAfter(absl::Duration left) {
+  return std::max(left * kRenewAfter, kShortestRetry);
+}
+
 Reason ReasonOfLoss(LockState state) {
   switch (state) {
     case LockState::kStolen:
@@ -108,7 +113,7 @@ void Hold::Start() {
   if (terms_.auto_renew) {
     absl::MutexLock lock(&mu_);
     const absl::Time now = core.clock().Now();
-    ArmRenewTimer(now + (valid_until_ - now) * kRenewAfter);
+    ArmRenewTimer(now + RenewAfter(valid_until_ - now));
   }
   // An observer wants to hear of what befalls the hold, also where its holder does not listen.
   if (core.observer() != nullptr) Listen();
@@ -484,7 +489,7 @@ void Hold::OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) {
   const absl::Time now = shard_->core->clock().Now();
   if (reply.ok() && reply->outcome == ExtendOutcome::kExtended) {
     renewal_failures_ = 0;
-    ArmRenewTimer(now + (valid_until_ - now) * kRenewAfter);
+    ArmRenewTimer(now + RenewAfter(valid_until_ - now));
   } else {
     // One failure is not a loss; the end of the lease is. A refusal may end with the reservation.
     ++renewal_failures_;

@@ -214,11 +214,19 @@ absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOp
   } else if (!capabilities_.infinite_lease) {
     plan.lease = std::min(capabilities_.default_lease, capabilities_.max_lease);
   }
-  // Where the lease would have no end, max_hold is the lease.
-  if (plan.max_hold < plan.lease) plan.lease = plan.max_hold;
+  // Where the lease would have no end, max_hold is the lease, or, where finite leases are not that
+  // long, what it is renewed up to.
+  const bool endless = !options.lease || *options.lease == absl::InfiniteDuration();
+  if (plan.max_hold < plan.lease) plan.lease = std::min(plan.max_hold, capabilities_.max_lease);
   const bool finite = plan.lease != absl::InfiniteDuration();
-  plan.auto_renew = finite && plan.lease < plan.max_hold &&
-                    options.auto_renew.value_or(!options.lease && !capabilities_.infinite_lease);
+  if (finite && ABSL_PREDICT_FALSE(TimeOf(plan.lease) <= absl::ZeroDuration())) {
+    return MakeError(Reason::kNotSupported,
+                     absl::StrCat("a lease of ", absl::FormatDuration(plan.lease), " on backend '",
+                                  capabilities_.name, "' is over before it begins (lease_margin ",
+                                  absl::FormatDuration(capabilities_.lease_margin),
+                                  "), wanted for ", ResourceForMessage(resource)));
+  }
+  plan.auto_renew = finite && plan.lease < plan.max_hold && options.auto_renew.value_or(endless);
   if (!capabilities_.infinite_lease) {
     plan.reservation_lease = std::max(plan.lease / kReservationPart, kShortestReservation);
   }
@@ -286,11 +294,15 @@ bool ManagerCore::NeedsHold(const Plan& plan) const {
          !capabilities_.inspect;
 }
 
+absl::Duration ManagerCore::TimeOf(absl::Duration lease) const {
+  const absl::Duration safe =
+      capabilities_.clock_drift == 0 ? lease : lease * (1 - capabilities_.clock_drift);
+  return safe - capabilities_.lease_margin;
+}
+
 absl::Time ManagerCore::ValidUntil(absl::Time sent, absl::Duration remaining) const {
   if (remaining == absl::InfiniteDuration()) return absl::InfiniteFuture();
-  const absl::Duration safe =
-      capabilities_.clock_drift == 0 ? remaining : remaining * (1 - capabilities_.clock_drift);
-  return sent + safe - capabilities_.lease_margin;
+  return sent + TimeOf(remaining);
 }
 
 double ManagerCore::Random() {
@@ -1195,9 +1207,8 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
              waiter.reserved || waiter.maybe_obtained);
       return;
     }
-    const RetryPolicy& retry =
-        waiter.options.retry != nullptr ? *waiter.options.retry : *options_.retry;
-    const absl::Duration delay = retry.Delay({.attempts = waiter.failures, .random = Random()});
+    const absl::Duration delay =
+        RetryDelay(waiter.options, {.attempts = waiter.failures, .random = Random()});
     if (delay == absl::InfiniteDuration()) {
       Finish(waiter, BackendRefused(waiter.resource, answer.status()), true);
     } else {
@@ -1205,7 +1216,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
     }
     return;
   }
-  waiter.failures = 0;
+  const int failures = std::exchange(waiter.failures, 0);
   waiter.maybe_obtained = false;
   if (answer->token == 0 && !options_.queue->RanksByPriority()) {
     waiter.queue->holder_priority = answer->other_priority;
@@ -1222,7 +1233,8 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
       const absl::Time until = ValidUntil(waiter.asked_at, answer->remaining);
       if (until != absl::InfiniteFuture() && until <= clock_.Now()) {
         // The answer took as long as the lease: whatever it says is over. Asking again is
-        // idempotent.
+        // idempotent, but may go on like this for ever.
+        waiter.failures = failures;
         HandleAnswer(waiter,
                      BackendUnknownError(absl::StrCat(
                          "backend '", capabilities_.name, "' took longer than the lease of ",
@@ -1280,9 +1292,8 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
       }
       NoteHolder(waiter);
       if (capabilities_.reliable_events) return;
-      const RetryPolicy& retry =
-          waiter.options.retry != nullptr ? *waiter.options.retry : *options_.retry;
-      const absl::Duration delay = retry.Delay(
+      const absl::Duration delay = RetryDelay(
+          waiter.options,
           {.attempts = waiter.attempts, .remaining_lease = answer->remaining, .random = Random()});
       PollAt(waiter, clock_.Now() + delay);
       return;

@@ -13,6 +13,7 @@
 #ifndef LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
 #define LATCHKEY_CORE_INTERNAL_MANAGER_CORE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -235,12 +236,16 @@ class ManagerCore {
   const BackendCapabilities& capabilities() const { return capabilities_; }
   // Runs user code on the executor.
   void RunUser(absl::AnyInvocable<void()> task);
-  // The moment up to which a lease that was asked for at `sent` is safe to rely on (rule C2).
+  // What drift and margin leave of a finite lease (rule C2).
+  absl::Duration TimeOf(absl::Duration lease) const;
+  // The moment up to which a lease that was asked for at `sent` is safe to rely on.
   absl::Time ValidUntil(absl::Time sent, absl::Duration remaining) const;
   // A random number in [0, 1) for jitter.
   double Random();
-  const RetryPolicy& RetryOf(const AcquireOptions& options) const {
-    return options.retry != nullptr ? *options.retry : *options_.retry;
+  // What the request's policy says, and no less than a pause that keeps no thread busy.
+  absl::Duration RetryDelay(const AcquireOptions& options, const RetryContext& context) const {
+    const RetryPolicy& retry = options.retry != nullptr ? *options.retry : *options_.retry;
+    return std::max(retry.Delay(context), kShortestRetryDelay);
   }
 
  private:
@@ -251,6 +256,7 @@ class ManagerCore {
   static constexpr size_t kShards = 64;
   // How often in a row the backend may fail to answer before a waiting request gives up.
   static constexpr int kMostFailures = 5;
+  static constexpr absl::Duration kShortestRetryDelay = absl::Milliseconds(1);
 
   ~ManagerCore();
 

@@ -345,9 +345,12 @@ void SetRequest::OnGranted(Event& event) {
   if (!CountAttempt()) return;
   GiveBack(0);
   ++round_;
-  const RetryPolicy& retry = core_.RetryOf(members_[event.index]->options);
-  const absl::Duration delay = retry.Delay({.attempts = ++failures_, .random = core_.Random()});
-  const size_t index = event.index;
+  BackOff(event.index);
+}
+
+void SetRequest::BackOff(size_t index) {
+  const absl::Duration delay = core_.RetryDelay(
+      members_[index]->options, {.attempts = ++failures_, .random = core_.Random()});
   if (delay == absl::InfiniteDuration()) {  // NoRetry: only when woken.
     WaitFor(index, /*reserve_only=*/false);
     return;
@@ -361,10 +364,25 @@ void SetRequest::OnGranted(Event& event) {
 }
 
 void SetRequest::Restart() {
+  const bool waiting = wait_stop_.has_value();
+  bool lost = false;
+  for (const std::unique_ptr<Member>& member : members_) {
+    lost |= member->held && !member->lock.IsHeld();
+  }
   ++round_;
   GiveBack(0);
   StopWaiting();
-  AskAll();
+  if (!lost) {
+    AskAll();
+    return;
+  }
+  // A lease that was over before the set was complete may be over as soon the next time. To ask for
+  // everything at once would go on for ever, and keep a thread busy.
+  if (waiting) {
+    WaitFor(blocked_, /*reserve_only=*/false);
+  } else {
+    BackOff(blocked_);
+  }
 }
 
 void SetRequest::StopWaiting() {

@@ -110,8 +110,10 @@ class SetRequest : public RefCounted<SetRequest> {
   void AllAsked();
   void WaitFor(size_t index, bool reserve_only);
   void OnGranted(Event& event);
-  // Gives everything back and begins anew.
+  // Gives everything back and begins anew; if it has lost a member, not with all at once.
   void Restart();
+  // Waits for this member, after a pause; to be called with nothing held.
+  void BackOff(size_t index);
   void StopWaiting();
   // Gives back the members from `index` on.
   void GiveBack(size_t index);
@@ -143,7 +145,7 @@ class SetRequest : public RefCounted<SetRequest> {
   bool reserving_ = false;  // Waits as a successor, and for nothing else.
   int64_t round_ = 0;
   int attempts_ = 0;
-  int failures_ = 0;  // Reservations lost.
+  int failures_ = 0;  // Reservations and members lost.
   size_t answers_due_ = 0;
   size_t blocked_ = 0;  // The member that it waits for, or that was last in the way.
   absl::Time began_;

@@ -30,7 +30,7 @@ class NeverPolicy : public PreemptionPolicy {
 class ForcePolicy : public PreemptionPolicy {
  public:
   ForcePolicy(absl::Duration grace, std::shared_ptr<const PreemptionPolicy> base)
-      : grace_(grace), base_(std::move(base)) {}
+      : grace_(std::max(grace, absl::ZeroDuration())), base_(std::move(base)) {}
   PreemptionDecision Decide(Priority priority) const override {
     PreemptionDecision decision = base_->Decide(priority);
     decision.grace = std::min(decision.grace, grace_);

@@ -45,7 +45,7 @@ std::shared_ptr<const PreemptionPolicy> PreemptByMargin(Priority margin);
 // Nobody: priority only orders the queue.
 std::shared_ptr<const PreemptionPolicy> NeverPreempt();
 
-// As `base` (null: PreemptLower()), by force after `grace`, which must not be negative.
+// As `base` (null: PreemptLower()), by force after `grace`; a negative one counts as zero.
 std::shared_ptr<const PreemptionPolicy> ForceAfter(
     absl::Duration grace, std::shared_ptr<const PreemptionPolicy> base = nullptr);
 

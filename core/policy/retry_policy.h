@@ -28,7 +28,8 @@ struct RetryContext {
 class RetryPolicy {
  public:
   virtual ~RetryPolicy() = default;
-  // How long to wait before asking again; infinite: only when woken.
+  // How long to wait before asking again; infinite: only when woken. The manager waits at least
+  // 1 ms, whatever it says, so that no policy keeps a thread busy.
   virtual absl::Duration Delay(const RetryContext& context) const = 0;
 };
 
@@ -44,7 +45,7 @@ struct BackoffOptions {
 // Jitter", AWS Architecture Blog, 2015.)
 std::shared_ptr<const RetryPolicy> ExponentialBackoff(BackoffOptions options = {});
 
-// Always the same delay, which must be positive.
+// Always the same delay.
 std::shared_ptr<const RetryPolicy> FixedDelay(absl::Duration delay);
 
 // Only when woken. On a backend whose notifications may be lost, a request may then wait until its

@@ -19,6 +19,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/core/locking_protocol.h"
 #include "latchkey/tests/support/lock_manager_fixture.h"
 
 namespace latchkey {
@@ -390,6 +391,52 @@ TEST_F(LockSetTest, AMemberWhoseLeaseEndsDuringTheWaitIsAskedForAgain) {
   ASSERT_TRUE(b->Release().ok());
   ASSERT_TRUE(set->granted());
   EXPECT_EQ(set->lock().remaining(), absl::Seconds(10));
+}
+
+// The in-memory backend, but each grant takes two seconds.
+class SlowBackend : public LockingProtocol {
+ public:
+  SlowBackend(std::shared_ptr<LockingProtocol> backend, SimulatedClock& clock)
+      : backend_(std::move(backend)), clock_(clock) {}
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    backend_->Obtain(request, [&](absl::StatusOr<ObtainReply> reply) {
+      if (reply.ok() && reply->outcome == ObtainOutcome::kObtained) {
+        ASSERT_LT(++grants_, 1000) << "it goes on for ever";
+        clock_.AdvanceBy(absl::Seconds(2));
+      }
+      done(std::move(reply));
+    });
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    backend_->Release(hold, std::move(done));
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    backend_->Extend(hold, lease, std::move(done));
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    return backend_->Watch(request, std::move(on_event));
+  }
+  const BackendCapabilities& capabilities() const override { return backend_->capabilities(); }
+
+ private:
+  const std::shared_ptr<LockingProtocol> backend_;
+  SimulatedClock& clock_;
+  int grants_ = 0;
+};
+
+TEST_F(LockSetTest, LeasesThatAreOverAtOnceDoNotKeepAThreadBusy) {
+  LockManager locks =
+      *LockManager::Create(std::make_shared<SlowBackend>(backend_, clock_), {.clock = &clock_});
+  absl::StatusOr<Lock> b = locks_.Acquire("b");
+  auto set = std::make_shared<PendingSet>();
+  locks.AcquireAllAsync(
+      {"a", "b"}, {.lease = absl::Seconds(1), .acquire_timeout = absl::Minutes(1)}, TellTo(set));
+  EXPECT_FALSE(set->result);
+  ASSERT_TRUE(b->Release().ok());
+  EXPECT_FALSE(set->granted());
+  clock_.AdvanceBy(absl::Minutes(1));
+  EXPECT_TRUE(set->failed()) << "it was not granted what is over";
+  ExpectNothingLeft();
 }
 
 // ---- Members with options of their own ----
