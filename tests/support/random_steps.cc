@@ -76,7 +76,7 @@ class Run {
   }
 
   std::string Go() {
-    for (int step = 0; step < options_.steps && difference_.empty(); ++step) {
+    for (int step = 0; step < options_.steps && difference_.empty() && !no_more_; ++step) {
       TakeStep();
       if (difference_.empty() && options_.events) CompareBeliefs();
     }
@@ -92,7 +92,12 @@ class Run {
  private:
   // ---- Chance ----
 
-  int Below(int n) { return static_cast<int>(random_() % static_cast<uint64_t>(n)); }
+  int Below(int n) {
+    if (!options_.choose) return static_cast<int>(random_() % static_cast<uint64_t>(n));
+    const std::optional<int> choice = options_.choose(n);
+    if (!choice) no_more_ = true;
+    return choice.value_or(0);
+  }
   bool Chance(int percent) { return Below(100) < percent; }
   template <typename T>
   T OneOf(std::initializer_list<T> values) {
@@ -402,6 +407,7 @@ class Run {
   LockingProtocol& backend_;
   const RandomStepsOptions& options_;
   std::mt19937_64 random_;
+  bool no_more_ = false;  // `choose` has come to its end.
   // The reference's time; only differences matter.
   absl::Time now_ = absl::UnixEpoch() + absl::Hours(1);
   std::vector<ResourceUnderTest> resources_;

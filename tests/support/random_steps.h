@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/time/time.h"
@@ -25,6 +26,10 @@ struct RandomStepsOptions {
   // The same seed takes the same steps.
   uint64_t seed = 1;
   int steps = 300;
+
+  // Makes the choices in the place of chance, for a fuzzer: a number from 0 to `n` - 1 (`n` is at
+  // most 100), or nothing when it has no more, which ends the run. Null: chance, from the seed.
+  std::function<std::optional<int>(int n)> choose = nullptr;
 
   // How many resources the steps are spread over, and the start of their names. The backend must
   // know nothing of them yet.
