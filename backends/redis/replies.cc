@@ -45,9 +45,10 @@ class Answer {
     if (!number || *number < 0 || static_cast<uint64_t>(*number) > most) return std::nullopt;
     return static_cast<FencingToken>(*number);
   }
-  // -1 is "none".
+  // -1 is "none"; less, that it is over, which concerns only who asked for it: none as well.
   std::optional<absl::Duration> MicrosOrInfinite(size_t i) const {
-    if (Number(i) == -1) return absl::InfiniteDuration();
+    const std::optional<int64_t> number = Number(i);
+    if (number && *number < 0) return absl::InfiniteDuration();
     return Micros(i);
   }
   std::optional<Priority> ReadPriority(size_t i) const {

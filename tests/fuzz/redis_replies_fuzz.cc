@@ -42,12 +42,14 @@ std::string ReadAll(const redisReply& reply) {
       const bool holds =
           r.outcome == ObtainOutcome::kObtained || r.outcome == ObtainOutcome::kReentered;
       FuzzCheck(holds ? IsToken(r.token) : r.token == 0, "a token that is none");
+      FuzzCheck(r.fence <= kMaxNumber && (!holds || r.fence == 0), "a fence that is none");
+      FuzzCheck(!r.fence_lost || holds, "lost the fence of nothing");
       FuzzCheck(InRange(r.remaining, false), "remaining");
       FuzzCheck(InRange(r.grace_remaining, true), "grace_remaining");
       absl::StrAppend(&all, "obtain ", static_cast<int>(r.outcome), " ", r.token, " ",
                       absl::FormatDuration(r.remaining), " ",
                       absl::FormatDuration(r.grace_remaining), " ", r.other_owner, " ",
-                      r.other_priority, ";");
+                      r.other_priority, " ", r.fence, r.fence_lost, ";");
     }
   }
   if (const auto answer = ReadReleaseAnswer(reply)) {
