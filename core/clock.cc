@@ -43,10 +43,9 @@ class RealClockImpl : public Clock {
       std::thread([this] { Loop(); }).detach();
     }
     const TimerId id = ++last_id_;
-    const bool earliest = calls_.empty() || when < calls_.begin()->first.first;
     calls_.emplace(std::make_pair(when, id), std::move(callback));
     due_.emplace(id, when);
-    if (earliest) wake_.Signal();
+    if (when < looks_at_) wake_.Signal();
     return id;
   }
 
@@ -70,12 +69,17 @@ class RealClockImpl : public Clock {
     absl::ReleasableMutexLock lock(&mu_);
     for (;;) {
       if (calls_.empty()) {
+        looks_at_ = absl::InfiniteFuture();
         wake_.Wait(&mu_);
+        looks_at_ = absl::InfinitePast();
         continue;
       }
-      const absl::Duration nap = calls_.begin()->first.first - Now();
+      const absl::Time now = Now();
+      const absl::Duration nap = std::min(calls_.begin()->first.first - now, kLongestNap);
       if (nap > absl::ZeroDuration()) {
-        wake_.WaitWithTimeout(&mu_, std::min(nap, kLongestNap));
+        looks_at_ = now + nap;
+        wake_.WaitWithTimeout(&mu_, nap);
+        looks_at_ = absl::InfinitePast();
         continue;
       }
       auto node = calls_.extract(calls_.begin());
@@ -92,6 +96,10 @@ class RealClockImpl : public Clock {
   absl::Mutex mu_;
   absl::CondVar wake_;
   bool started_ ABSL_GUARDED_BY(mu_) = false;
+  // When the thread will look at the calls without being woken; the past while it is awake. A call
+  // that was cancelled leaves it as it was: leases are set and cancelled all the time, and waking a
+  // thread costs more than the rest of it.
+  absl::Time looks_at_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   TimerId last_id_ ABSL_GUARDED_BY(mu_) = 0;
   // By time, then by order of scheduling: both find and cancel in O(log n).
   std::map<std::pair<absl::Time, TimerId>, absl::AnyInvocable<void()>> calls_ ABSL_GUARDED_BY(mu_);
