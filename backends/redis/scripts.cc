@@ -29,6 +29,18 @@ std::string_view BodyOf(Step step) {
   return {};
 }
 
+// What may save all the rest.
+std::string_view ShortcutOf(Step step) {
+  switch (step) {
+    case Step::kObtain:
+      return text::kObtainFree;
+    case Step::kRelease:
+      return text::kReleaseLast;
+    default:
+      return {};
+  }
+}
+
 Script MakeScript(Step step) {
   Script script{.text = ScriptTextWithTime(step, text::kServerTime), .sha1 = {}};
   std::array<unsigned char, SHA_DIGEST_LENGTH> digest;
@@ -50,7 +62,7 @@ const Script& ScriptOf(Step step) {
 }
 
 std::string ScriptTextWithTime(Step step, std::string_view time_source) {
-  return absl::StrCat(time_source, text::kRecord, BodyOf(step));
+  return absl::StrCat(time_source, ShortcutOf(step), text::kRecord, BodyOf(step));
 }
 
 }  // namespace latchkey::redis
