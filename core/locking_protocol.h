@@ -262,6 +262,9 @@ struct WatchRequest {
   // If set, take over this acquisition's place in the order, provided its priority is the same and
   // its watch still stands. For a manager that replaces the head of its queue.
   AcquisitionId takes_place_of = {};
+  // An Obtain of this acquisition follows at once. So a backend to which registering is a request
+  // of its own may wait for the answer, and register only a waiter that was not granted the lock.
+  bool asks_next = false;
 };
 
 using WatchCallback = absl::AnyInvocable<void(const WatchEvent&)>;

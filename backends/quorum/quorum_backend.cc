@@ -85,6 +85,7 @@ struct Attempt {
     std::string owner = {};
     Priority priority = 0;
     absl::Duration reservation_lease = {};
+    bool asks_next = false;  // Of the ids that the servers know now.
     WatchCallback on_event = nullptr;
     std::optional<WatchEvent> told_to_yield = {};
     bool told_end = false;
@@ -671,6 +672,7 @@ void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions) {
   node.lost = false;
   // The watch was for the old id.
   if (attempt->watching != nullptr && attempt->watching->role == WatchRole::kWaiter) {
+    attempt->watching->asks_next = false;
     auto old = std::make_shared<Subscription>(std::move(node.subscription));
     actions.push_back([self = shared_from_this(), attempt, i, old] {
       old->Reset();
@@ -909,6 +911,7 @@ Subscription Quorum::Watch(const WatchRequest& request, WatchCallback on_event) 
   watching->owner = std::string(request.owner);
   watching->priority = request.priority;
   watching->reservation_lease = request.reservation_lease;
+  watching->asks_next = request.asks_next;
   watching->on_event = std::move(on_event);
   std::vector<Subscription> old;
   {
@@ -963,7 +966,8 @@ void Quorum::WatchServer(const AttemptPtr& attempt, size_t i) {
                .priority = watching->priority,
                // Reservations of single servers would go to different waiters.
                .barging = true,
-               .reservation_lease = watching->reservation_lease};
+               .reservation_lease = watching->reservation_lease,
+               .asks_next = watching->asks_next};
     // A holder has nothing to hear from a server that does not know it.
     if (watching->role == WatchRole::kHolder && attempt->nodes[i].vote != Vote::kGranted) return;
   }

@@ -18,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "hiredis/hiredis_ssl.h"
 #include "latchkey/backends/redis/replies.h"
+#include "latchkey/backends/redis/scripts.h"
 #include "latchkey/backends/redis/wire.h"
 #include "latchkey/core/lock_error.h"
 
@@ -274,7 +275,14 @@ void Connection::Greet() {
   say({"INFO", "cluster"});
   // Any time long past will do: see obtain.lua. Once only: a marker missing later means lost data.
   if (!settings_.marker.empty() && !was_ready_) say({"SET", settings_.marker, "1", "NX"});
-  if (!settings_.channel.empty()) say({"SUBSCRIBE", settings_.channel});
+  if (!settings_.channel.empty()) {
+    say({"SUBSCRIBE", settings_.channel});
+  } else {
+    // Calls are served in order only if none has to be sent a second time with its text.
+    for (int step = 0; step < kSteps; ++step) {
+      say({"SCRIPT", "LOAD", ScriptOf(static_cast<Step>(step)).text});
+    }
+  }
   Write();
 }
 
@@ -288,8 +296,9 @@ void Connection::OnGreetingReply(const redisReply& reply) {
     if (absl::StartsWith(text, "NOAUTH")) {
       return Fail(absl::StrCat("the server asks for a password: ", text));
     }
-    // A user may be allowed everything that we need, and yet not INFO.
-    const bool dispensable = command == "INFO" && absl::StartsWith(text, "NOPERM");
+    // A user may be allowed everything that we need, and yet not INFO, nor SCRIPT.
+    const bool dispensable =
+        (command == "INFO" || command == "SCRIPT") && absl::StartsWith(text, "NOPERM");
     if (!dispensable) return Fail(absl::StrCat("the server refuses ", command, ": ", text));
   } else if (command == "INFO") {
     if (reply.type != REDIS_REPLY_STRING) return Fail("this is no Redis server");
@@ -333,7 +342,11 @@ void Connection::Send(std::unique_ptr<Call> call) {
   switch (state_) {
     case State::kReady:
       call->AppendTo(out_);
-      in_flight_.push_back({std::move(call), uv_now(loop_)});
+      {
+        absl::MutexLock lock(&mutex_);
+        direct_fd_ = -1;  // Until this is written.
+        in_flight_.push_back({std::move(call), uv_now(loop_)});
+      }
       return;
     case State::kStopped:
       call->OnFailure(false, last_failure_);
@@ -352,9 +365,46 @@ void Connection::Send(std::unique_ptr<Call> call) {
 }
 
 void Connection::Flush() {
-  if (state_ != State::kReady || out_.empty() || write_blocked_) return;
+  if (state_ != State::kReady) return;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!left_over_.empty()) {
+      out_.insert(0, left_over_);
+      left_over_.clear();
+    }
+  }
+  if (out_.empty() || write_blocked_) return;
   ArmCommandTimer();
   Write();
+}
+
+Connection::Direct Connection::SendDirectly(std::unique_ptr<Call>& call) {
+  std::string bytes;
+  call->AppendTo(bytes);
+  absl::MutexLock lock(&mutex_);
+  if (direct_fd_ < 0) return Direct::kRefused;
+  // Under the mutex, so that the order of the calls is that of their bytes, and no reply is early.
+  const ssize_t written = send(direct_fd_, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (written <= 0) return Direct::kRefused;  // What is wrong the loop's thread will see.
+  in_flight_.push_back({std::move(call), uv_hrtime() / 1'000'000});
+  if (static_cast<size_t>(written) == bytes.size()) return Direct::kSent;
+  direct_fd_ = -1;
+  left_over_ = bytes.substr(static_cast<size_t>(written));
+  return Direct::kSentInPart;
+}
+
+void Connection::AllowDirect() {
+  // Without the timer nobody would notice that no reply comes. TLS is not for two threads.
+  const bool allowed = state_ == State::kReady && ssl_ == nullptr && !write_blocked_ &&
+                       out_.empty() && settings_.channel.empty() &&
+                       uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0;
+  absl::MutexLock lock(&mutex_);
+  direct_fd_ = allowed && left_over_.empty() ? static_cast<int>(context_->fd) : -1;
+}
+
+size_t Connection::calls_in_flight() const {
+  absl::MutexLock lock(&mutex_);
+  return in_flight_.size() + waiting_.size();
 }
 
 void Connection::Write() {
@@ -372,6 +422,7 @@ void Connection::Write() {
   write_blocked_ = done == 0 && (ssl_ == nullptr || SSL_want_read(ssl_) == 0);
   UpdatePoll();
   write_blocked_ = done == 0;
+  AllowDirect();
 }
 
 void Connection::Read() {
@@ -415,20 +466,28 @@ void Connection::Handle(const redisReply& reply) {
     return;
   }
   if (state_ == State::kGreeting && greeted_ < greeting_.size()) return OnGreetingReply(reply);
-  if (in_flight_.empty()) {
+  std::unique_ptr<Call> call;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!in_flight_.empty()) {
+      call = std::move(in_flight_.front().call);
+      in_flight_.pop_front();
+    }
+  }
+  if (call == nullptr) {
     // A reply to nothing. An error is the server's reason for what it does next.
     return Fail(reply.type == REDIS_REPLY_ERROR ? absl::StrCat("the server says: ", TextOf(reply))
                                                 : "the server sent a reply that nobody asked for");
   }
-  std::unique_ptr<Call> call = std::move(in_flight_.front().call);
-  in_flight_.pop_front();
   if (call->OnReply(reply) == Call::Next::kSendAgain) Send(std::move(call));
 }
 
 void Connection::ArmCommandTimer() {
-  if (in_flight_.empty() || uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0) {
-    return;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (in_flight_.empty()) return;
   }
+  if (uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0) return;
   // Not moved for each call: when it fires, it looks for the oldest one.
   uv_timer_start(
       &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
@@ -440,9 +499,18 @@ void Connection::OnTimer() {
     return Fail(
         absl::StrCat("no connection within ", absl::FormatDuration(settings_.connect_timeout)));
   }
-  if (in_flight_.empty()) return;
+  uint64_t sent_ms;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (in_flight_.empty()) {
+      direct_fd_ = -1;  // The next call sets the timer.
+      return;
+    }
+    sent_ms = in_flight_.front().sent_ms;
+  }
   const uint64_t limit = ToMs(settings_.command_timeout);
-  const uint64_t age = uv_now(loop_) - in_flight_.front().sent_ms;
+  // The loop's idea of now may be older than what another thread has sent.
+  const uint64_t age = std::max(uv_now(loop_), sent_ms) - sent_ms;
   if (age >= limit) {
     return Fail(absl::StrCat("no reply within ", absl::FormatDuration(settings_.command_timeout)));
   }
@@ -454,6 +522,11 @@ void Connection::OnTimer() {
 // ---- Ends --------------------------------------------------------------------------------------
 
 void Connection::CloseSocket() {
+  {
+    absl::MutexLock lock(&mutex_);
+    direct_fd_ = -1;
+    left_over_.clear();
+  }
   if (poll_ != nullptr) {
     poll_->connection = nullptr;
     uv_close(reinterpret_cast<uv_handle_t*>(&poll_->handle),
@@ -470,9 +543,12 @@ void Connection::CloseSocket() {
 }
 
 void Connection::FailCalls(const absl::Status& why) {
-  std::deque<InFlight> in_flight = std::move(in_flight_);
+  std::deque<InFlight> in_flight;
+  {
+    absl::MutexLock lock(&mutex_);
+    in_flight.swap(in_flight_);
+  }
   std::deque<std::unique_ptr<Call>> waiting = std::move(waiting_);
-  in_flight_.clear();
   waiting_.clear();
   for (InFlight& sent : in_flight) sent.call->OnFailure(true, why);
   for (auto& call : waiting) call->OnFailure(false, why);

@@ -4,8 +4,8 @@
 // Not hiredis' asynchronous context: that one asserts what a server may say, and a server that
 // answers garbage must not end the process.
 //
-// Thread safety: none; everything happens on the loop's thread. A connection must be stopped, and
-// the loop run until its handles are closed, before it is destroyed.
+// Thread safety: everything happens on the loop's thread, but for SendDirectly. A connection must
+// be stopped, and the loop run until its handles are closed, before it is destroyed.
 #ifndef LATCHKEY_BACKENDS_REDIS_CONNECTION_H_
 #define LATCHKEY_BACKENDS_REDIS_CONNECTION_H_
 
@@ -19,8 +19,10 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/random/random.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "hiredis/hiredis.h"
 #include "latchkey/backends/redis/redis_url.h"
@@ -80,10 +82,19 @@ class Connection {
   // Takes a call: sends it with the next Flush if ready, keeps it while a first attempt to
   // (re)connect is under way, and fails it at once after an attempt that failed.
   void Send(std::unique_ptr<Call> call);
-  void Flush();
+  void Flush() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // For any thread: writes the call to the socket if nothing is in the way, which saves waking the
+  // loop's thread. The reply comes to that one, as always.
+  enum class Direct {
+    kSent,        // `call` was taken,
+    kSentInPart,  // and Flush must be called on the loop's thread.
+    kRefused,     // `call` was left alone: use Send.
+  };
+  Direct SendDirectly(std::unique_ptr<Call>& call) ABSL_LOCKS_EXCLUDED(mutex_);
 
   bool ready() const { return state_ == State::kReady; }
-  size_t calls_in_flight() const { return in_flight_.size() + waiting_.size(); }
+  size_t calls_in_flight() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   enum class State { kDown, kResolving, kConnecting, kTls, kGreeting, kReady, kStopped };
@@ -109,6 +120,8 @@ class Connection {
   void UpdatePoll();
   void OnTimer();
   void ArmCommandTimer();
+  // Lets other threads write, if there is nothing left to be written before.
+  void AllowDirect() ABSL_LOCKS_EXCLUDED(mutex_);
   // Closes the socket, fails what was under way, and plans the next attempt.
   void Fail(std::string_view why, Reason reason = Reason::kBackendUnavailable);
   void CloseSocket();
@@ -135,9 +148,15 @@ class Connection {
   std::vector<std::string> greeting_;  // The names of the greeting's commands, in order.
   size_t greeted_ = 0;
   std::string out_;
-  std::deque<InFlight> in_flight_;
   std::deque<std::unique_ptr<Call>> waiting_;
   absl::BitGen random_;
+
+  mutable absl::Mutex mutex_;
+  std::deque<InFlight> in_flight_ ABSL_GUARDED_BY(mutex_);  // In the order of their bytes.
+  // Where other threads may write; -1: nowhere. Then and only then the loop's thread has something
+  // of its own to write, or the socket may go.
+  int direct_fd_ ABSL_GUARDED_BY(mutex_) = -1;
+  std::string left_over_ ABSL_GUARDED_BY(mutex_);  // What the socket did not take at once.
 };
 
 }  // namespace latchkey::redis

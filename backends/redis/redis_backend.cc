@@ -63,6 +63,7 @@ struct WatchEntry {
   // Of the I/O thread.
   WatchCallback on_event;
   AcquisitionId takes_place_of = {};
+  bool awaits_answer = false;            // Not worth a look before the Obtain that follows.
   bool waits = false;                    // Registered as a waiter on the server, or about to be.
   bool looking = false;                  // A look is under way.
   bool look_again = false;               // And another is wanted after it.
@@ -115,6 +116,8 @@ class Core : public Connection::Listener {
   // `answered`: the server was reached, whether or not its answer was understood.
   void LookSettled(const std::shared_ptr<WatchEntry>& watch,
                    const std::optional<WatchAnswer>& answer, bool answered);
+  // An Obtain was not granted: who watches has to wait.
+  void ObtainRefused(AcquisitionId acquisition);
   uint64_t NowMs() const { return uv_now(&loop_); }
 
  private:
@@ -134,6 +137,8 @@ class Core : public Connection::Listener {
   void Run();
   void Post(Task task) ABSL_LOCKS_EXCLUDED(mutex_);
   void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
+  void TakeSilentWatches() ABSL_LOCKS_EXCLUDED(mutex_);
+  void AddSilently(std::vector<std::shared_ptr<WatchEntry>> watches);
   void BeginStop();
   void CloseAll();
 
@@ -164,6 +169,8 @@ class Core : public Connection::Listener {
 
   absl::Mutex mutex_;
   std::vector<Task> tasks_ ABSL_GUARDED_BY(mutex_);
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;  // Tasks are on their way to the connections.
+  std::vector<std::shared_ptr<WatchEntry>> silent_watches_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;  // The thread takes no more tasks.
   int settled_ ABSL_GUARDED_BY(mutex_) = 0;     // Connections whose first attempt is over.
@@ -280,9 +287,11 @@ class ObtainCall final : public ScriptedCall {
     auto answer = ReadObtainAnswer(raw);
     if (!answer) {
       core_.RememberSuspect(acquisition_, lease_);
+      core_.ObtainRefused(acquisition_);
       return done_(Garbled(core_));
     }
     if (const Recovering* const recovering = std::get_if<Recovering>(&*answer)) {
+      core_.ObtainRefused(acquisition_);
       return done_(BackendUnavailableError(absl::StrCat(
           core_.shown_address(),
           ": recovering: the server has no marker key, so it is new or has lost its data, and "
@@ -292,11 +301,13 @@ class ObtainCall final : public ScriptedCall {
     }
     ObtainReply& reply = std::get<ObtainReply>(*answer);
     reply.hint = reply.token;
+    if (reply.token == 0) core_.ObtainRefused(acquisition_);
     done_(std::move(reply));
   }
 
   void Settle(const absl::Status& failure) override {
     if (ReasonOf(failure) == Reason::kBackendUnknown) core_.RememberSuspect(acquisition_, lease_);
+    core_.ObtainRefused(acquisition_);
     done_(failure);
   }
 
@@ -464,10 +475,12 @@ void Core::Run() {
   events_->Start();
   uv_run(&loop_, UV_RUN_DEFAULT);
   std::vector<Task> late;
+  std::vector<std::shared_ptr<WatchEntry>> silent;
   {
     absl::MutexLock lock(&mutex_);
     ended_ = true;
     late.swap(tasks_);
+    silent.swap(silent_watches_);
   }
   const absl::Status down =
       BackendUnavailableError(absl::StrCat(shown_address_, ": the backend is shut down"));
@@ -543,10 +556,56 @@ void Core::Post(Task task) {
 }
 
 void Core::Submit(size_t connection, std::unique_ptr<Call> call) {
+  if (!thread_->IsCurrent()) {
+    bool first;
+    {
+      absl::MutexLock lock(&mutex_);
+      // What was submitted before goes before.
+      first = tasks_.empty() && !draining_ && !stopping_;
+    }
+    if (first) {
+      switch (commands_[connection]->SendDirectly(call)) {
+        case Connection::Direct::kSent:
+          return;
+        case Connection::Direct::kSentInPart:
+          uv_async_send(&wake_);
+          return;
+        case Connection::Direct::kRefused:
+          break;
+      }
+    }
+  }
   Post({.connection = connection, .call = std::move(call)});
 }
 
-void Core::AddWatch(std::shared_ptr<WatchEntry> watch) { Post({.add = std::move(watch)}); }
+void Core::AddWatch(std::shared_ptr<WatchEntry> watch) {
+  if (watch->awaits_answer) {
+    // Nothing is to be sent before the answer to the Obtain behind it, so nobody is woken either.
+    absl::MutexLock lock(&mutex_);
+    if (!ended_) silent_watches_.push_back(std::move(watch));
+    return;
+  }
+  Post({.add = std::move(watch)});
+}
+
+void Core::TakeSilentWatches() {
+  std::vector<std::shared_ptr<WatchEntry>> watches;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (silent_watches_.empty()) return;
+    watches.swap(silent_watches_);
+  }
+  AddSilently(std::move(watches));
+}
+
+void Core::AddSilently(std::vector<std::shared_ptr<WatchEntry>> watches) {
+  for (std::shared_ptr<WatchEntry>& watch : watches) {
+    if (watch->cancelled.load(std::memory_order_relaxed)) continue;
+    // At the latest when any waiter reports.
+    LookAfter(watch, Jittered(options_.waiter_lease / 3));
+    watches_.emplace(watch->acquisition, std::move(watch));
+  }
+}
 
 void Core::CancelWatch(std::shared_ptr<WatchEntry> watch) {
   watch->cancelled.store(true, std::memory_order_relaxed);
@@ -556,12 +615,17 @@ void Core::CancelWatch(std::shared_ptr<WatchEntry> watch) {
 void Core::Drain() {
   if (closed_) return;
   std::vector<Task> tasks;
+  std::vector<std::shared_ptr<WatchEntry>> silent;
   bool stopping = false;
   {
     absl::MutexLock lock(&mutex_);
     tasks.swap(tasks_);
+    silent.swap(silent_watches_);  // In one go: the end of one must not come before it.
+    draining_ = std::any_of(tasks.begin(), tasks.end(),
+                            [](const Task& task) { return task.cancel == nullptr; });
     stopping = stopping_;
   }
+  AddSilently(std::move(silent));
   for (Task& task : tasks) {
     if (task.call != nullptr) {
       commands_[task.connection]->Send(std::move(task.call));
@@ -602,6 +666,7 @@ void Core::Drain() {
   }
   if (closed_) return;
   absl::MutexLock lock(&mutex_);
+  draining_ = false;
   if (!tasks_.empty()) uv_async_send(&wake_);
 }
 
@@ -717,6 +782,7 @@ void Core::Deliver(const std::shared_ptr<WatchEntry>& watch, const WatchEvent& e
 void Core::OnMessage(std::string_view text) {
   const std::optional<Message> message = ParseMessage(text);
   if (!message) return;
+  TakeSilentWatches();
   auto [begin, end] = watches_.equal_range(message->acquisition);
   bool look = false;
   for (auto it = begin; it != end; ++it) {
@@ -747,6 +813,7 @@ void Core::Look(const std::shared_ptr<WatchEntry>& watch) {
     return;
   }
   ForgetTimer(*watch);
+  watch->awaits_answer = false;
   watch->looking = true;
   if (watch->role == WatchRole::kWaiter) watch->waits = true;
   const AcquisitionId place = watch->takes_place_of;
@@ -760,6 +827,15 @@ void Core::Look(const std::shared_ptr<WatchEntry>& watch) {
                   absl::StrCat(ToMicrosUp(options_.waiter_lease)),
                   place.IsNone() ? "" : place.ToString()}),
       watch));
+}
+
+void Core::ObtainRefused(AcquisitionId acquisition) {
+  if (closed_) return;
+  TakeSilentWatches();
+  auto [begin, end] = watches_.equal_range(acquisition);
+  for (auto it = begin; it != end; ++it) {
+    if (it->second->awaits_answer) Look(it->second);
+  }
 }
 
 void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch,
@@ -1008,6 +1084,9 @@ class RedisBackend final : public LockingProtocol {
     watch->connection = core_->ConnectionOf(request.resource.hash());
     watch->on_event = std::move(on_event);
     watch->takes_place_of = request.takes_place_of;
+    // Who takes somebody's place must register before that one leaves.
+    watch->awaits_answer =
+        request.asks_next && request.role == WatchRole::kWaiter && request.takes_place_of.IsNone();
     core_->AddWatch(watch);
     return Subscription([core = std::weak_ptr<Core>(core_), watch]() mutable {
       watch->cancelled.store(true, std::memory_order_relaxed);

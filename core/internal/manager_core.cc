@@ -1060,7 +1060,8 @@ void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
                            .priority = enter->plan.priority,
                            .barging = barging_,
                            .reservation_lease = enter->plan.reservation_lease,
-                           .takes_place_of = predecessor},
+                           .takes_place_of = predecessor,
+                           .asks_next = true},
                           [this, enter](const WatchEvent& event) { OnEvent(enter, event); });
       shard.mu.Lock();
       if (enter->registered && enter->queue != nullptr) {

@@ -625,6 +625,47 @@ TEST(RedisBackendTest, AReadOnlyReplicaIsTold) {
       << reply.status();
 }
 
+TEST(RedisBackendTest, NoRequestIsSentTwiceToAFreshServerAndSoServedOutOfOrder) {
+  RedisServer server;
+  const Backend backend = Connect(server);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*backend, Request(a)).IgnoreError();
+  Extend(*backend, "r", a, absl::Seconds(1)).IgnoreError();
+  Release(*backend, "r", a).IgnoreError();
+  const std::string stats = server.Command({"INFO", "commandstats"});
+  EXPECT_TRUE(absl::StrContains(stats, "cmdstat_evalsha:calls=3,")) << stats;
+  EXPECT_FALSE(absl::StrContains(stats, "cmdstat_eval:")) << stats;
+}
+
+TEST(RedisBackendTest, AWaiterThatIsGrantedTheLockIsNeverRegistered) {
+  RedisServer server;
+  const Backend backend = Connect(server);
+  const AcquisitionId a = AcquisitionId::Next();
+  const Subscription watch = backend->Watch({.resource = "r", .acquisition = a, .asks_next = true},
+                                            [](const WatchEvent&) {});
+  EXPECT_EQ(OutcomeOf(Obtain(*backend, Request(a))), ObtainOutcome::kObtained);
+  Release(*backend, "r", a).IgnoreError();
+  EXPECT_FALSE(absl::StrContains(server.Command({"INFO", "commandstats"}), "cmdstat_zadd"));
+}
+
+TEST(RedisBackendTest, AWaiterThatIsRefusedIsRegisteredAndWoken) {
+  RedisServer server;
+  const Backend backend = Connect(server);
+  const AcquisitionId a = AcquisitionId::Next();
+  const AcquisitionId b = AcquisitionId::Next();
+  Obtain(*backend, Request(a)).IgnoreError();
+  auto events = std::make_shared<Mailbox<WatchEvent>>();
+  const Subscription watch = backend->Watch(
+      {.resource = "r", .acquisition = b, .reservation_lease = absl::Seconds(5), .asks_next = true},
+      [events](const WatchEvent& event) { events->Put(event); });
+  EXPECT_EQ(OutcomeOf(Obtain(*backend, Request(b))), ObtainOutcome::kDenied);
+  Release(*backend, "r", a).IgnoreError();
+  const std::optional<WatchEvent> event = events->Take();
+  ASSERT_TRUE(event.has_value());
+  EXPECT_EQ(event->kind, WatchEventKind::kHoldEnded);
+  EXPECT_EQ(OutcomeOf(Obtain(*backend, Request(b))), ObtainOutcome::kObtained);
+}
+
 TEST(RedisBackendTest, ScriptsThatTheServerForgotAreSentAgain) {
   RedisServer server;
   const Backend backend = Connect(server);
