@@ -315,6 +315,7 @@ void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId
       if (attempt->round == round && !read) attempt->nodes[i].vote = Vote::kNone;
       return;
     }
+    if (read && round->decided) return;
     request.acquisition = attempt->nodes[i].id;
     request.reads_fence_back = size() > 1;
   }
@@ -323,6 +324,13 @@ void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId
                 start, read](absl::StatusOr<ObtainReply> reply) {
         self->OnObtained(attempt, round, caller, i, id, start, read, std::move(reply));
       });
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    if (attempt->nodes[i].id == request.acquisition) return;
+  }
+  // Given up by another thread just now, so its release may have come before the request.
+  servers_[i]->Release({.resource = attempt->resource, .acquisition = request.acquisition},
+                       [](absl::StatusOr<ReleaseOutcome>) {});
 }
 
 void Quorum::ReadFences(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,

@@ -3,6 +3,7 @@
 // tests/model/quorum.pml and quorum_liveness.pml have the same rules and what happens without them.
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -53,7 +54,7 @@ class Server final : public LockingProtocol {
   }
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
-    ++obtains;
+    if (on_obtain) std::exchange(on_obtain, nullptr)();
     if (down) return done(BackendUnavailableError("it is down"));
     if (clock_.Now() < recovered_at_ || (fence_lost_ && !request.reads_fence_back)) {
       return done(BackendUnavailableError("it is recovering"));
@@ -103,7 +104,7 @@ class Server final : public LockingProtocol {
   LockingProtocol& inner() { return *inner_; }
 
   bool down = false;
-  int obtains = 0;
+  std::function<void()> on_obtain;  // Once, before the next one is served.
 
  private:
   // One shard, so that one counter makes all tokens.
@@ -327,6 +328,34 @@ TEST(QuorumReadBackTest, FencesThatWereReadBeforeTheWaitWasOverDoNotCount) {
   EXPECT_EQ((*second_got)->outcome, ObtainOutcome::kObtained);
   EXPECT_GT((*second_got)->token, 42u);
   to_first[2]->Open();  // Every call is answered at last.
+}
+
+TEST(QuorumReleaseTest, AnObtainThatIsOvertakenByItsReleaseLeavesNothingBehind) {
+  SimulatedClock clock;
+  std::vector<std::shared_ptr<Server>> servers;
+  std::vector<std::shared_ptr<Gate>> gates;
+  for (int i = 0; i < 3; ++i) {
+    servers.push_back(std::make_shared<Server>(clock));
+    gates.push_back(std::make_shared<Gate>(servers.back()));
+  }
+  const auto quorum = *NewQuorumBackend({gates.begin(), gates.end()}, {.clock = &clock});
+  // While the last server is about to be asked, the answers of the others come: they are down.
+  for (int i = 0; i < 2; ++i) {
+    servers[i]->down = true;
+    gates[i]->CloseAfter(0);
+  }
+  servers[2]->on_obtain = [&] {
+    gates[0]->Open();
+    gates[1]->Open();
+  };
+  std::optional<absl::Status> got;
+  quorum->Obtain(Request(AcquisitionId::Next()),
+                 [&](absl::StatusOr<ObtainReply> reply) { got = reply.status(); });
+  ASSERT_TRUE(got);
+  EXPECT_EQ(ReasonOf(*got), Reason::kBackendUnavailable) << *got;
+  bool held = false;
+  servers[2]->inner().Inspect("r", [&](const ResourceState& state) { held = state.held; });
+  EXPECT_FALSE(held);
 }
 
 // ---- Waiting for the rest of a majority --------------------------------------------------------

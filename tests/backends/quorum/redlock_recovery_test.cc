@@ -78,7 +78,8 @@ TEST(RedlockRecoveryTest, WithoutTheFencesOfAMajorityOfOthersItDoesNotCount) {
   const absl::Time start = absl::Now();
   do {
     reply = Obtain(*quorum, Request());
-    ASSERT_FALSE(reply.ok());
+    // On a slow machine a lease may be over before the answers are there, which counts as a denial.
+    ASSERT_TRUE(!reply.ok() || reply->outcome == ObtainOutcome::kDenied);
     ASSERT_LT(absl::Now() - start, kHangGuard);
   } while (!absl::StrContains(reply.status().message(), "it has lost its data"));
 }
