@@ -427,6 +427,11 @@ void Connection::Write() {
 
 void Connection::Read() {
   Poll* const polled = poll_;
+  {
+    // What was said unasked must not become the answer to a request that is made meanwhile.
+    absl::MutexLock lock(&mutex_);
+    direct_fd_ = -1;
+  }
   do {
     ERR_clear_error();
     if (redisBufferRead(context_) != REDIS_OK) {
@@ -442,6 +447,7 @@ void Connection::Read() {
     ReadReplies();
     if (poll_ != polled) return;
   } while (ssl_ != nullptr && SSL_pending(ssl_) > 0);
+  AllowDirect();
 }
 
 void Connection::ReadReplies() {
