@@ -123,9 +123,10 @@ class ChaosClient {
     while (!stop) {
       AcquireOptions options{
           .priority = Pick(-2, 3),
-          .lease = settings_.max_lease * Pick(1, 8) / 8,
+          // Often too short for what follows, and with time to spare.
+          .lease = settings_.max_lease * Pick(1, 16) / 16,
           .auto_renew = Pick(0, 1) == 1,
-          .acquire_timeout = absl::Milliseconds(Pick(0, 1500)),
+          .acquire_timeout = absl::Milliseconds(Pick(0, Pick(0, 1) == 0 ? 100 : 1500)),
       };
       if (settings_.forced && Pick(0, 2) == 0) {
         options.preemption_grace = absl::Milliseconds(Pick(0, 100));
@@ -200,7 +201,7 @@ class ChaosClient {
       if (!accepted) return;
       // Most yield when asked, some finish what they do first.
       if (leave.stop_requested() && Pick(0, 3) != 0) return;
-      absl::SleepFor(absl::Milliseconds(Pick(0, 3) == 0 ? Pick(0, 150) : Pick(0, 10)));
+      absl::SleepFor(absl::Milliseconds(Pick(0, 3) == 0 ? Pick(0, 250) : Pick(0, 10)));
     }
   }
 

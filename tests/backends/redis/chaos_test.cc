@@ -14,15 +14,16 @@
 //
 //   | Kind           | Servers | Their data            | They are          | Judged            |
 //   | -------------- | ------- | --------------------- | ----------------- | ----------------- |
-//   | majority lost  | 5       | in memory; any of     | killed, paused    | exclusion, fence  |
-//   |                |         | them loses it, often  |                   |                   |
+//   | majority lost  | 5       | in memory; all lose   | killed at once,   | exclusion, fence  |
+//   |                |         | it, while it matters  | paused            |                   |
 //   | restarts       | 1       | persists every write  | killed, paused    | exclusion, fence  |
 //   | links          | 1       | in memory             | paused            | exclusion, fence  |
 //   | force          | 1       | in memory             | paused            | fence             |
 //   | quorum         | 5       | persists every write  | killed, paused    | exclusion, fence  |
 //   | minority lost  | 5       | in memory; two of the | those two killed, | exclusion, fence  |
 //   |                |         | five lose it, often   | all paused        |                   |
-//   | data lost      | 1       | in memory, lost once  | killed once       | exclusion, fence  |
+//   | data lost      | 1       | in memory, lost once, | killed once,      | exclusion, fence  |
+//   |                |         | while it matters      | paused            |                   |
 //
 // Clients are killed and paused, and links fail, in all of them. Where servers keep their data in
 // memory, a restarted one has lost it, and its marker with it, and no client vouches for it. Then
@@ -80,7 +81,7 @@ struct Flags {
   uint64_t seed = 1;
   int rounds = 6;
   int seconds = 9;
-  int clients = 0;  // 0: two to five, by the seed.
+  int clients = 0;  // 0: two to six, by the seed.
 } flags;
 
 struct Kind {
@@ -90,6 +91,7 @@ struct Kind {
   int mortal;  // How many of the servers are killed and restarted.
   int deaths;  // How often, all in all; -1: without a limit.
   bool forced;
+  bool at_once = false;  // All mortal ones are killed together, while somebody is inside.
   bool forgets = false;  // Records are deleted under their holders, which breaks every promise.
 };
 
@@ -99,7 +101,8 @@ constexpr Kind kKinds[] = {
      .persistent = false,
      .mortal = 5,
      .deaths = -1,
-     .forced = false},
+     .forced = false,
+     .at_once = true},
     {.name = "restarts",
      .servers = 1,
      .persistent = true,
@@ -125,7 +128,8 @@ constexpr Kind kKinds[] = {
      .persistent = false,
      .mortal = 1,
      .deaths = 1,
-     .forced = false},
+     .forced = false,
+     .at_once = true},
 };
 
 // Not in the test's own folder: the path of a socket must be short.
@@ -153,7 +157,7 @@ class Round {
                                               .default_lease = kMaxLease});
       EXPECT_TRUE(vouch.ok()) << vouch.status();
     }
-    const int clients = flags.clients > 0 ? flags.clients : static_cast<int>(Pick(2, 5));
+    const int clients = flags.clients > 0 ? flags.clients : static_cast<int>(Pick(2, 6));
     for (int i = 0; i < clients; ++i) {
       auto client = std::make_unique<Client>();
       for (const auto& server : servers_) {
@@ -295,18 +299,26 @@ class Round {
       case 4:
       case 5: {
         if (kind_.mortal == 0 || deaths_ == kind_.deaths) return;
+        if (kind_.at_once) {
+          // What is lost has to matter.
+          if (resource_.idle() > absl::Milliseconds(10)) return;
+          ++deaths_;
+          Note("kill all servers");
+          for (auto& each : servers_) {
+            if (std::exchange(each->well, false)) Kill(*each, brief / 10);
+          }
+          return;
+        }
         Server& mortal = *servers_[static_cast<size_t>(Pick(0, kind_.mortal - 1))];
         if (!std::exchange(mortal.well, false)) return;
         ++deaths_;
         Note("kill server");
-        mortal.redis.Kill();
-        return After(blow == 4 ? longer / 2 : brief, [&mortal] {
-          mortal.redis.Start();
-          mortal.well = true;
-        });
+        return Kill(mortal, blow == 4 ? longer / 2 : brief);
       }
       case 6:
       case 7:
+        // One server alone would be away most of the time.
+        if (kind_.servers == 1 && blow == 7) return;
         if (!std::exchange(server.well, false)) return;
         Note("pause server");
         server.redis.Pause();
@@ -341,6 +353,14 @@ class Round {
         Note("delete record");
         server.redis.Command({"DEL", absl::StrCat("latchkey:{k", blow % kKeys, "}")});
     }
+  }
+
+  void Kill(Server& server, absl::Duration until) {
+    server.redis.Kill();
+    After(until, [&server] {
+      server.redis.Start();
+      server.well = true;
+    });
   }
 
   void Note(const std::string& blow) { ++blows_[blow]; }

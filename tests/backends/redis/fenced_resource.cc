@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 
 namespace latchkey {
 namespace {
@@ -91,6 +92,7 @@ std::string FencedResource::HandleLocked(const std::vector<std::string>& words) 
   key.token = token;
   key.acquisition = acquisition;
   ++(enters ? counts_.acquisitions : counts_.writes);
+  last_accepted_ = absl::Now();
   return "ok";
 }
 
@@ -125,6 +127,11 @@ std::vector<std::string> FencedResource::Judge(bool exclusive) const {
 FencedResource::Counts FencedResource::counts() const {
   absl::MutexLock lock(&mutex_);
   return counts_;
+}
+
+absl::Duration FencedResource::idle() const {
+  absl::MutexLock lock(&mutex_);
+  return absl::Now() - last_accepted_;
 }
 
 void FencedResource::Run() {

@@ -29,6 +29,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 
 namespace latchkey {
 
@@ -54,6 +55,8 @@ class FencedResource {
     int64_t stale_careless = 0;  // Refused, and nobody had looked.
   };
   Counts counts() const ABSL_LOCKS_EXCLUDED(mutex_);
+  // How long ago something was accepted.
+  absl::Duration idle() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   struct Claim {
@@ -82,6 +85,7 @@ class FencedResource {
   std::map<std::string, Key> keys_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
   Counts counts_ ABSL_GUARDED_BY(mutex_);
+  absl::Time last_accepted_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
 };
 
 }  // namespace latchkey
