@@ -20,7 +20,8 @@
 // Cancellation: destroying a coroutine that waits here ends the wait; whatever was granted
 // meanwhile is given back. As with every coroutine, it must not be destroyed while another thread
 // resumes it: destroy it on the thread where it would be resumed, or end the wait from anywhere
-// with `options.cancel`, which resumes it with kCancelled.
+// with `options.cancel`, which resumes it with kCancelled. If the executor shuts down and drops the
+// task that was to resume it, it stays suspended until it is destroyed.
 //
 // Thread safety: an awaiter belongs to one coroutine. A Completion may be called on any thread.
 // Lifetime: await in the expression that makes the awaiter: it borrows its arguments.

@@ -245,10 +245,8 @@ void Hold::OnEvent(const WatchEvent& event) {
           }
           break;
         case WatchEventKind::kHoldEnded:
-          Lose(event.why == HoldEnd::kStolen    ? LockState::kStolen
-               : event.why == HoldEnd::kExpired ? LockState::kExpired
-                                                : LockState::kLost,
-               signals);
+          // Its lease is not over, or the clock would have said so just now.
+          Lose(event.why == HoldEnd::kStolen ? LockState::kStolen : LockState::kLost, signals);
           break;
         case WatchEventKind::kDisplaced:
           break;  // For waiters.

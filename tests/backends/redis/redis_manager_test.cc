@@ -390,8 +390,8 @@ TEST(RedisManagerTest, FlushedDataIsALossForWhoeverBeginsToListen) {
   server.Command({"FLUSHALL"});
   Mailbox<LockState> lost;
   lock->OnLost([&lost](LockState state) { lost.Put(state); });
-  // The server does not know why; it says of every hold that it has forgotten that it is over.
-  EXPECT_EQ(lost.Take(), LockState::kExpired);
+  // The server says of every hold that it has forgotten that it is over. The lease is not.
+  EXPECT_EQ(lost.Take(), LockState::kLost);
 }
 
 TEST(RedisManagerTest, FlushedDataWithoutRenewalIsToldAtTheLocalDeadline) {
