@@ -61,7 +61,7 @@ class OwnerInForce {
   OwnerInForce& operator=(const OwnerInForce&) = delete;
 
  private:
-  const SharedOwner* const owner_;
+  [[maybe_unused]] const SharedOwner* const owner_;
   const SharedOwner* const before_;
 };
 

@@ -159,6 +159,18 @@ TEST(ScopedOwnerThreadsTest, InheritedAcrossTheThreadsOfAPool) {
   EXPECT_TRUE(nested.ok()) << nested;
 }
 
+#ifndef NDEBUG
+TEST(ScopedOwnerDeathTest, ADebugBuildStopsAtAnOwnerThatEndsOutOfTurn) {
+  EXPECT_DEATH(
+      {
+        std::optional<ScopedOwner> first(std::in_place, "first");
+        std::optional<ScopedOwner> second(std::in_place, "second");
+        first.reset();
+      },
+      "out of turn");
+}
+#endif
+
 // ---- Re-entrancy ----
 
 TEST_F(ScopedOwnerTest, ReentryRaisesThePriorityAndNeverLowersIt) {
