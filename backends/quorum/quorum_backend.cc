@@ -1132,6 +1132,9 @@ class QuorumBackend final : public LockingProtocol {
       common.barging &= one.barging;
       common.forced_handover &= one.forced_handover;
     }
+    // Where requests meet, the thread of one runs the completion of the other, and candidates that
+    // split the vote answer after a pause.
+    common.answers_at_once = false;
     // One server's event may come without a majority's.
     common.reliable_events = false;
     common.keeps_order = false;

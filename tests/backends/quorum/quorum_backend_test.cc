@@ -160,6 +160,13 @@ TEST(QuorumBackendTest, NeedsProtocolsThatAreThereDifferentAndAbleToConfirm) {
   EXPECT_TRUE(NewQuorumBackend({one}).ok());
 }
 
+TEST(QuorumBackendTest, DoesNotClaimToAnswerAtOnce) {
+  // Its servers do; but of two requests that meet, one thread may run both completions.
+  Cluster cluster(3);
+  EXPECT_TRUE(cluster.servers[0]->capabilities().answers_at_once);
+  EXPECT_FALSE(cluster.quorum->capabilities().answers_at_once);
+}
+
 TEST(QuorumBackendTest, AMajorityIsEnoughAndTheDeadDoNotDelayIt) {
   Cluster cluster(5);
   cluster.servers[0]->mode = Server::Mode::kDown;
