@@ -1,5 +1,5 @@
 // Many threads at once: exclusion, tokens, no lost wake-up, nothing left behind. And many random
-// steps, compared with the reference.
+// steps, compared with the reference, those of one thread and those of several.
 #include <atomic>
 #include <memory>
 #include <string>
@@ -14,6 +14,7 @@
 #include "latchkey/core/lease.h"
 #include "latchkey/core/locking_protocol.h"
 #include "latchkey/tests/conformance/conformance.h"
+#include "latchkey/tests/support/linearizability.h"
 #include "latchkey/tests/support/random_steps.h"
 
 namespace latchkey {
@@ -156,6 +157,22 @@ TEST_P(ConformanceTest, RandomStepsAgreeWithTheReference) {
     options.settle = [this] { Settle(); };
     options.events = GetParam().events;
     ASSERT_EQ(RunRandomSteps(first(), options), "") << "LATCHKEY_SEED=" << options.seed;
+  }
+}
+
+TEST_P(ConformanceTest, StepsOfThreadsThatMeetAreAtomic) {
+  // Answers are known exactly only where no time passes meanwhile.
+  if (!exact() || !capabilities().answers_at_once) GTEST_SKIP() << "needs answers at a known time";
+  std::vector<LockingProtocol*> clients;
+  for (const auto& client : setup_.clients) clients.push_back(client.get());
+  const uint64_t seed = SeedFromEnvironment();
+  for (int i = 0; i < 200; ++i) {
+    HistoryOptions options;
+    options.seed = seed + i;
+    options.name_prefix = Resource("");
+    options.unit = GetParam().unit;
+    ASSERT_EQ(CheckLinearizable(RecordHistory(clients, options)), "")
+        << "LATCHKEY_SEED=" << options.seed << " makes the threads ask the same again";
   }
 }
 
