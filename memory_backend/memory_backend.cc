@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,10 +12,10 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_record.h"
 #include "latchkey/memory_backend/lost_holds.h"
@@ -24,6 +24,8 @@
 
 namespace latchkey {
 namespace memory_backend_internal {
+
+struct Shard;
 
 // One subscription. Events are queued while a shard's mutex is held, which fixes their order, and
 // delivered after it was released, by one thread at a time.
@@ -52,8 +54,14 @@ class Watcher {
   // at each release until it gets there.
   bool woken = false;
 
+  // Where it is registered, set once before anybody else sees it. The slot stays while the watcher
+  // is in it, and the backend until the subscription ends.
+  Shard* shard = nullptr;
+  SlotIndex slot = kNoSlot;
+  std::shared_ptr<LockingProtocol> backend;
+
   void Push(const WatchEvent& event) ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    ShardMutexLock lock(&mu_);
     events_.push_back(event);
   }
 
@@ -66,7 +74,7 @@ class Watcher {
     delivering_ = true;
     while (!cancelled_ && !events_.empty()) {
       const WatchEvent event = events_.front();
-      events_.pop_front();
+      events_.erase(events_.begin());
       mu_.Unlock();
       on_event_(event);
       mu_.Lock();
@@ -76,28 +84,31 @@ class Watcher {
   }
 
   void Cancel() ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
+    ShardMutexLock lock(&mu_);
     cancelled_ = true;
   }
 
  private:
   WatchCallback on_event_;  // Called by one thread at a time, as `delivering_` sees to.
-  absl::Mutex mu_;
-  std::deque<WatchEvent> events_ ABSL_GUARDED_BY(mu_);
+  ShardMutex mu_;
+  absl::InlinedVector<WatchEvent, 2> events_ ABSL_GUARDED_BY(mu_);
   bool delivering_ ABSL_GUARDED_BY(mu_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
 };
 
-// What a slot needs beyond the plain case. It comes in two sizes, so that a named owner or a finite
-// lease alone stays cheap: while `full` is false, the slot's single handle still holds and only
-// `owner`, `deadline` and `preemptible` are used; once it is true, `record` says everything, and
-// the slot's own fields mean nothing.
+// What a slot needs beyond the plain case. It comes in two forms, so that what is common stays
+// cheap. In the light one, while `full` is false, the slot's single handle still says who holds,
+// and `owner`, `preemptible` and `deadline` what else there is to the hold. If the handle is none,
+// nobody holds: some wait, and `nominee` may be the one that is next. In the full one `record` says
+// everything, and the slot's own fields and those above mean nothing.
 struct Extra {
   SlotIndex slot = kNoSlot;
   bool full = false;
   bool preemptible = true;
   std::string owner;
   absl::Time deadline = absl::InfiniteFuture();
+  // The successor of nobody, for as long as it takes it to ask. One of `watchers`.
+  Watcher* nominee = nullptr;
 
   LockRecord record;  // Its fence is unused but during a step: the shard has it.
   std::vector<std::shared_ptr<Watcher>> watchers;
@@ -111,10 +122,8 @@ struct Extra {
   static constexpr uint32_t kNotInHeap = ~uint32_t{0};
 };
 
-namespace {
-
 // Those to be told once the mutex is free.
-using Outbox = std::vector<std::shared_ptr<Watcher>>;
+using Outbox = absl::InlinedVector<std::shared_ptr<Watcher>, 2>;
 
 struct ABSL_CACHELINE_ALIGNED Shard {
   ShardMutex mu;
@@ -128,6 +137,8 @@ struct ABSL_CACHELINE_ALIGNED Shard {
   Clock::TimerId timer ABSL_GUARDED_BY(mu) = 0;
   absl::Time timer_at ABSL_GUARDED_BY(mu) = absl::InfiniteFuture();
 };
+
+namespace {
 
 // What an idle shard keeps, so that the next lock need not allocate.
 constexpr size_t kMostSpareExtras = 2;
@@ -250,14 +261,15 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     Shard* const shard = ShardOf(hold);
     if (shard == nullptr) return Subscription();
     auto watcher = std::make_shared<Watcher>(request, std::move(on_event));
+    watcher->shard = shard;
     Outbox outbox;
-    std::string name;
+    bool lost;
     {
       ShardMutexLock lock(&shard->mu);
       SlotIndex index = FindHold(*shard, hold);
-      const bool lost =
-          request.role == WatchRole::kHolder && !IsHandle(*shard, index, request.acquisition);
-      if (lost || (index == kNoSlot && request.resource.empty())) {
+      lost = request.role == WatchRole::kHolder ? !IsHandle(*shard, index, request.acquisition)
+                                                : index == kNoSlot && request.resource.empty();
+      if (lost) {
         // Lost before it subscribed; a waiter must name the resource.
         watcher->Push(
             {.kind = WatchEventKind::kHoldEnded,
@@ -267,24 +279,29 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
         if (index == kNoSlot) {
           index =
               shard->table.Insert(request.resource, static_cast<uint32_t>(request.resource.hash()));
-          Extra& extra = AddExtra(*shard, index);
-          extra.full = true;
         }
-        name = std::string(shard->table.At(index).name());
-        StepFull(*shard, index, request.reservation_lease != absl::InfiniteDuration(), outbox,
-                 [&](LockRecord& record, absl::Time now, Effects& effects) {
-                   shard->mu.AssertHeld();
-                   Expire(record, now, effects);
-                   AddWatcher(*shard, *shard->table.At(index).extra, watcher,
-                              request.takes_place_of, now, effects, outbox);
-                 });
+        watcher->slot = index;
+        watcher->backend = shared_from_this();
+        if (!WatchLightly(*shard, index, watcher, request.takes_place_of, outbox)) {
+          StepFull(*shard, index, request.reservation_lease != absl::InfiniteDuration(), outbox,
+                   [&](LockRecord& record, absl::Time now, Effects& effects) {
+                     shard->mu.AssertHeld();
+                     Expire(record, now, effects);
+                     AddWatcher(*shard, *shard->table.At(index).extra, watcher,
+                                request.takes_place_of);
+                     TellNewWatcher(*shard->table.At(index).extra, watcher, now, effects, outbox);
+                   });
+        }
       }
     }
     Deliver(outbox);
-    if (name.empty()) return Subscription();
-    return Subscription([self = shared_from_this(), shard, watcher, name = std::move(name)] {
-      watcher->Cancel();
-      self->RemoveWatcher(*shard, name, watcher);
+    if (lost) return Subscription();
+    return Subscription([watcher = std::move(watcher)]() mutable {
+      // Moved, so that what keeps the two alive ends with this call.
+      const std::shared_ptr<Watcher> gone = std::move(watcher);
+      const std::shared_ptr<LockingProtocol> self = std::move(gone->backend);
+      gone->Cancel();
+      static_cast<MemoryBackend&>(*self).RemoveWatcher(gone);
     });
   }
 
@@ -401,7 +418,9 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     if (index == kNoSlot) return false;
     const Slot& slot = shard.table.At(index);
-    if (slot.extra == nullptr || !slot.extra->full) return slot.handle == acquisition;
+    if (slot.extra == nullptr || !slot.extra->full) {
+      return slot.handle == acquisition && !acquisition.IsNone();
+    }
     if (!slot.extra->record.holder) return false;
     const AcquisitionList& handles = slot.extra->record.holder->handles;
     return std::find(handles.begin(), handles.end(), acquisition) != handles.end();
@@ -425,7 +444,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   // ---- The cheap cases ----
 
-  // A resource that has no slot yet: nothing to drop, nobody to ask.
+  // A resource that nobody holds: nothing to drop, nobody to ask.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void GrantFree(Shard& shard, SlotIndex index,
                                               const ObtainRequest& request, ObtainReply& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
@@ -447,7 +466,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   ABSL_ATTRIBUTE_NOINLINE void NoteExtra(Shard& shard, SlotIndex index,
                                          const ObtainRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
-    Extra& extra = AddExtra(shard, index);
+    Extra& extra = NeedExtra(shard, index);
     extra.owner.assign(request.owner);
     extra.preemptible = request.preemptible;
     if (request.lease != absl::InfiniteDuration()) {
@@ -456,34 +475,141 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     }
   }
 
+  // ---- The light form ----
+
+  // The three steps below decide by the light form where that is easy. False, and nothing done:
+  // only the record can tell.
+
+  bool ObtainLightly(Shard& shard, SlotIndex index, const ObtainRequest& request,
+                     ObtainReply& reply) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Slot& slot = shard.table.At(index);
+    Extra* const extra = slot.extra;
+    if (extra != nullptr && extra->full) return false;
+    if (!slot.handle.IsNone()) {
+      if (slot.handle == request.acquisition) return false;
+      bool preemptible = true;
+      if (extra != nullptr) {
+        if (extra->deadline != absl::InfiniteFuture()) return false;
+        if (!extra->owner.empty() && extra->owner == request.owner) return false;
+        preemptible = extra->preemptible;
+        reply.other_owner = extra->owner;
+      }
+      if (preemptible && request.reserve_below && slot.priority < request.priority &&
+          slot.priority < *request.reserve_below) {
+        return false;
+      }
+      reply.outcome = ObtainOutcome::kDenied;
+      reply.remaining = absl::InfiniteDuration();
+      reply.other_priority = slot.priority;
+      reply.fence = shard.fence;
+      return true;
+    }
+    // Nobody holds, so there is an extra, for those who wait.
+    if (extra->nominee != nullptr) {
+      if (extra->nominee->acquisition != request.acquisition) return false;
+      for (const std::shared_ptr<Watcher>& watcher : extra->watchers) {
+        if (watcher->priority > request.priority) return false;
+      }
+      extra->nominee = nullptr;
+    }
+    GrantFree(shard, index, request, reply);
+    return true;
+  }
+
+  bool ReleaseLightly(Shard& shard, SlotIndex index, AcquisitionId acquisition, Outbox& outbox)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Slot& slot = shard.table.At(index);
+    Extra& extra = *slot.extra;
+    if (extra.full || slot.handle != acquisition || acquisition.IsNone() || extra.timed_waiters ||
+        IsOver(extra.deadline)) {
+      return false;
+    }
+    if (extra.watchers.empty()) {
+      Free(shard, index);
+      return true;
+    }
+    slot.handle = AcquisitionId();
+    extra.owner.clear();
+    extra.preemptible = true;
+    extra.deadline = absl::InfiniteFuture();
+    SetDeadline(shard, extra, absl::InfiniteFuture());
+    WakeNextLightly(extra, outbox);
+    return true;
+  }
+
+  bool WatchLightly(Shard& shard, SlotIndex index, const std::shared_ptr<Watcher>& watcher,
+                    AcquisitionId takes_place_of, Outbox& outbox)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    Extra& extra = NeedExtra(shard, index);
+    if (extra.full || IsOver(extra.deadline)) return false;
+    const bool held = !shard.table.At(index).handle.IsNone();
+    const bool timed =
+        extra.timed_waiters || watcher->reservation_lease != absl::InfiniteDuration();
+    if (!held && (timed || extra.nominee != nullptr)) return false;
+    AddWatcher(shard, extra, watcher, takes_place_of);
+    if (!held) WakeNextLightly(extra, outbox);
+    return true;
+  }
+
+  // Nobody holds, and nobody is the next: chooses and tells the one that is.
+  static void WakeNextLightly(Extra& extra, Outbox& outbox) {
+    const std::shared_ptr<Watcher>* const best = WakeBest(extra, HoldEnd::kReleased, outbox);
+    if (best != nullptr && MayBeNominated(**best)) extra.nominee = best->get();
+  }
+
   // ---- The general case ----
 
   static LockRecord RecordOf(const Slot& slot) {
-    LockRecord::Holder holder;
-    holder.handles.push_back(slot.handle);
-    holder.priority = slot.priority;
-    holder.token = slot.token;
-    if (slot.extra != nullptr) {
-      holder.owner = slot.extra->owner;
-      holder.preemptible = slot.extra->preemptible;
-      holder.deadline = slot.extra->deadline;
-    }
     LockRecord record;
-    record.holder = std::move(holder);
+    if (!slot.handle.IsNone()) {
+      LockRecord::Holder& holder = record.holder.emplace();
+      holder.handles.push_back(slot.handle);
+      holder.priority = slot.priority;
+      holder.token = slot.token;
+      if (slot.extra != nullptr) {
+        holder.owner = slot.extra->owner;
+        holder.preemptible = slot.extra->preemptible;
+        holder.deadline = slot.extra->deadline;
+      }
+    } else if (slot.extra != nullptr && slot.extra->nominee != nullptr) {
+      const Watcher& nominee = *slot.extra->nominee;
+      Nominate(record, nominee.acquisition, nominee.owner, nominee.priority,
+               absl::InfiniteDuration(), absl::UnixEpoch());
+    }
     return record;
   }
 
   // Moves a slot to the form in which `record` says everything.
   Extra& Fill(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     Slot& slot = shard.table.At(index);
-    if (slot.extra == nullptr) AddExtra(shard, index);
-    Extra& extra = *slot.extra;
+    Extra& extra = NeedExtra(shard, index);
     if (!extra.full) {
       extra.record = RecordOf(slot);
       extra.full = true;
+      extra.nominee = nullptr;
       slot.handle = AcquisitionId();
     }
     return extra;
+  }
+
+  // And back, if the record says no more than the light form can.
+  static void Lighten(Slot& slot, Extra& extra) {
+    std::optional<LockRecord::Holder>& holder = extra.record.holder;
+    if (extra.record.successor || (holder && holder->handles.size() != 1)) return;
+    if (holder) {
+      slot.handle = holder->handles.front();
+      slot.priority = holder->priority;
+      slot.token = holder->token;
+      extra.owner = std::move(holder->owner);
+      extra.preemptible = holder->preemptible;
+      extra.deadline = holder->deadline;
+      holder.reset();
+    } else {
+      extra.owner.clear();
+      extra.preemptible = true;
+      extra.deadline = absl::InfiniteFuture();
+    }
+    extra.full = false;
   }
 
   // Takes one step on the full record and sees to everything that follows from it. The clock is
@@ -542,16 +668,6 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   void StepObtain(Shard& shard, SlotIndex index, const ObtainRequest& request, ObtainReply& reply,
                   Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     const Slot& slot = shard.table.At(index);
-    // The commonest answer under contention, without leaving the plain form.
-    if (slot.extra == nullptr && slot.handle != request.acquisition &&
-        (!request.reserve_below || slot.priority >= request.priority ||
-         slot.priority >= *request.reserve_below)) {
-      reply.outcome = ObtainOutcome::kDenied;
-      reply.remaining = absl::InfiniteDuration();
-      reply.other_priority = slot.priority;
-      reply.fence = shard.fence;
-      return;
-    }
     if (slot.extra != nullptr) {
       for (const std::shared_ptr<Watcher>& watcher : slot.extra->watchers) {
         if (watcher->acquisition != request.acquisition) continue;
@@ -559,6 +675,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
         watcher->woken = false;
       }
     }
+    if (ObtainLightly(shard, index, request, reply)) return;
     const bool needs_time = request.lease != absl::InfiniteDuration() ||
                             request.reservation_lease != absl::InfiniteDuration() ||
                             request.grace ||
@@ -573,11 +690,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   ReleaseOutcome StepRelease(Shard& shard, SlotIndex index, AcquisitionId acquisition,
                              Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
-    Slot& slot = shard.table.At(index);
-    if (!slot.extra->full && slot.handle == acquisition && !IsOver(slot.extra->deadline)) {
-      Free(shard, index);
-      return ReleaseOutcome::kReleased;
-    }
+    if (ReleaseLightly(shard, index, acquisition, outbox)) return ReleaseOutcome::kReleased;
     ReleaseOutcome outcome = ReleaseOutcome::kNotHeld;
     StepFull(shard, index, false, outbox,
              [&](LockRecord& record, absl::Time now, Effects& effects) {
@@ -616,30 +729,38 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   // The resource is free: its successor, or else the best waiter, may claim it.
   static void WakeNext(Extra& extra, HoldEnd why, absl::Time now, Outbox& outbox) {
-    const WatchEvent event{.kind = WatchEventKind::kHoldEnded, .why = why};
     if (extra.record.holder) return;
     if (extra.record.successor) {
-      Tell(extra, extra.record.successor->acquisition, event, outbox);
+      Tell(extra, extra.record.successor->acquisition,
+           {.kind = WatchEventKind::kHoldEnded, .why = why}, outbox);
       return;
     }
+    const std::shared_ptr<Watcher>* const best = WakeBest(extra, why, outbox);
+    if (best == nullptr || !MayBeNominated(**best)) return;
+    const Watcher& woken = **best;
+    Nominate(extra.record, woken.acquisition, woken.owner, woken.priority, woken.reservation_lease,
+             now);
+  }
+
+  // Tells the best waiter, if there is one and it has not been told before, and returns it.
+  static const std::shared_ptr<Watcher>* WakeBest(Extra& extra, HoldEnd why, Outbox& outbox) {
     const std::shared_ptr<Watcher>* best = nullptr;
     for (const std::shared_ptr<Watcher>& watcher : extra.watchers) {
       if (watcher->role != WatchRole::kWaiter) continue;
       if (best == nullptr || ComesBefore(*watcher, **best)) best = &watcher;
     }
-    if (best == nullptr) return;
+    if (best == nullptr) return nullptr;
     Watcher& woken = **best;
     if (woken.barging) {
-      if (woken.woken) return;
+      if (woken.woken) return nullptr;
       woken.woken = true;
     }
-    // One that let its chance pass is woken again, but nobody waits for it any more.
-    if (!woken.barging && !woken.lapsed) {
-      Nominate(extra.record, woken.acquisition, woken.owner, woken.priority,
-               woken.reservation_lease, now);
-    }
-    Send(*best, event, outbox);
+    Send(*best, {.kind = WatchEventKind::kHoldEnded, .why = why}, outbox);
+    return best;
   }
+
+  // One that let its chance pass is woken again, but nobody waits for it any more.
+  static bool MayBeNominated(const Watcher& watcher) { return !watcher.barging && !watcher.lapsed; }
 
   // The reservation of `gone` stands no more, and the holder stays. Whoever was denied because of
   // that reservation could have one now.
@@ -660,9 +781,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     }
   }
 
-  void AddWatcher(Shard& shard, Extra& extra, const std::shared_ptr<Watcher>& watcher,
-                  AcquisitionId takes_place_of, absl::Time now, const Effects& effects,
-                  Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+  static void AddWatcher(Shard& shard, Extra& extra, const std::shared_ptr<Watcher>& watcher,
+                         AcquisitionId takes_place_of) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     watcher->place = ++shard.last_place;
     if (!takes_place_of.IsNone()) {
       for (const std::shared_ptr<Watcher>& other : extra.watchers) {
@@ -675,6 +795,11 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     }
     extra.watchers.push_back(watcher);
     if (watcher->reservation_lease != absl::InfiniteDuration()) extra.timed_waiters = true;
+  }
+
+  // What it would have heard already had it been there before.
+  static void TellNewWatcher(Extra& extra, const std::shared_ptr<Watcher>& watcher, absl::Time now,
+                             const Effects& effects, Outbox& outbox) {
     const LockRecord& record = extra.record;
     if (watcher->role == WatchRole::kHolder) {
       if (record.holder && record.successor) {
@@ -696,29 +821,40 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     }
   }
 
-  void RemoveWatcher(Shard& shard, std::string_view name, const std::shared_ptr<Watcher>& watcher)
-      ABSL_LOCKS_EXCLUDED(shard.mu) {
+  void RemoveWatcher(const std::shared_ptr<Watcher>& watcher) {
+    Shard& shard = *watcher->shard;
     Outbox outbox;
     {
       ShardMutexLock lock(&shard.mu);
-      const ResourceName resource(name);
-      const SlotIndex index = shard.table.Find(resource, static_cast<uint32_t>(resource.hash()));
-      if (index == kNoSlot) return;
-      Extra* const extra = shard.table.At(index).extra;
-      if (extra == nullptr) return;
-      const auto found = std::find(extra->watchers.begin(), extra->watchers.end(), watcher);
-      if (found == extra->watchers.end()) return;
-      extra->watchers.erase(found);
-      StepFull(shard, index, false, outbox,
-               [&](LockRecord& record, absl::Time now, Effects& effects) {
-                 Expire(record, now, effects);
-                 // Whoever was woken and goes without a claim passes the wake-up on.
-                 if (record.holder || watcher->role != WatchRole::kWaiter) return;
-                 if (record.successor && record.successor->acquisition == watcher->acquisition) {
-                   record.successor.reset();
-                 }
-                 if (!record.successor) effects.became_free = true;
-               });
+      const SlotIndex index = watcher->slot;
+      const Slot& slot = shard.table.At(index);
+      Extra& extra = *slot.extra;
+      extra.watchers.erase(std::find(extra.watchers.begin(), extra.watchers.end(), watcher));
+      const bool waited = watcher->role == WatchRole::kWaiter;
+      const bool light =
+          !extra.full && (slot.handle.IsNone() ? !extra.timed_waiters : !IsOver(extra.deadline));
+      if (light) {
+        if (slot.handle.IsNone()) {
+          if (extra.nominee == watcher.get()) extra.nominee = nullptr;
+          if (extra.watchers.empty()) {
+            Free(shard, index);
+          } else if (waited && extra.nominee == nullptr) {
+            // Whoever was woken and goes without a claim passes the wake-up on.
+            WakeNextLightly(extra, outbox);
+          }
+        }
+      } else {
+        StepFull(shard, index, false, outbox,
+                 [&](LockRecord& record, absl::Time now, Effects& effects) {
+                   Expire(record, now, effects);
+                   // The same.
+                   if (record.holder || !waited) return;
+                   if (record.successor && record.successor->acquisition == watcher->acquisition) {
+                     record.successor.reset();
+                   }
+                   if (!record.successor) effects.became_free = true;
+                 });
+      }
     }
     Deliver(outbox);
   }
@@ -729,8 +865,9 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   // ---- Slots, extras and deadlines ----
 
-  Extra& AddExtra(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+  static Extra& NeedExtra(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     Slot& slot = shard.table.At(index);
+    if (slot.extra != nullptr) return *slot.extra;
     if (shard.spare_extras.empty()) {
       slot.extra = new Extra;
     } else {
@@ -747,6 +884,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       SetDeadline(shard, *extra, absl::InfiniteFuture());
       if (shard.spare_extras.size() < kMostSpareExtras) {
         extra->full = false;
+        extra->nominee = nullptr;
         extra->preemptible = true;
         extra->timed_waiters = false;
         extra->owner.clear();
@@ -763,7 +901,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   // After a step: frees the slot if nothing is left in it, else notes when it is due next.
   void Settle(Shard& shard, SlotIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
-    Extra& extra = *shard.table.At(index).extra;
+    Slot& slot = shard.table.At(index);
+    Extra& extra = *slot.extra;
     if (extra.record.IsFree() && extra.watchers.empty()) {
       Free(shard, index);
       return;
@@ -772,6 +911,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     if (extra.record.holder) next = extra.record.holder->deadline;
     if (extra.record.successor) next = std::min(next, extra.record.successor->deadline);
     SetDeadline(shard, extra, next);
+    Lighten(slot, extra);
   }
 
   void SetDeadline(Shard& shard, Extra& extra, absl::Time at)

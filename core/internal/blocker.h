@@ -19,27 +19,32 @@ inline void SpinPause() {
 #endif
 }
 
-// Pauses between attempts at something that is taken for a short time as a rule: each time twice as
-// long, since every attempt slows the holder down; then it lets other threads run; then it is over,
-// after a few microseconds in all.
+// Pauses between attempts at something that is taken for a short time as a rule. The first pause is
+// as long as a dozen holds of a lock that is in great demand, and each further one is twice as
+// long: whoever has it runs on undisturbed meanwhile, where frequent attempts would fetch its cache
+// lines away and slow everybody down. After some twenty microseconds, about what it costs to sleep
+// and be woken, it is over. It does not yield the processor: that gives it to whoever else is
+// there, for longer than any of this takes.
 class Spin {
  public:
   // False: enough; sleep instead.
   bool Again() {
-    if (round_ < kPauses) {
-      for (int i = 0; i < (1 << round_); ++i) SpinPause();
-      ++round_;
-      return true;
-    }
-    if (round_ == kPauses + kYields) return false;
+    if (round_ == kRounds || !SeveralProcessors()) return false;
+    for (int i = 0; i < (kFirstPause << round_); ++i) SpinPause();
     ++round_;
-    std::this_thread::yield();
     return true;
   }
 
  private:
-  static constexpr int kPauses = 6;
-  static constexpr int kYields = 1;
+  static constexpr int kRounds = 4;
+  static constexpr int kFirstPause = 32;
+
+  // On a single one, the holder cannot come any further meanwhile.
+  static bool SeveralProcessors() {
+    static const bool several = std::thread::hardware_concurrency() != 1;
+    return several;
+  }
+
   int round_ = 0;
 };
 
