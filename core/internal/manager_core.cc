@@ -1,7 +1,9 @@
 #include "latchkey/core/internal/manager_core.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
+#include <new>
 #include <random>
 #include <utility>
 
@@ -80,14 +82,28 @@ std::string_view WhyGivenUp(Reason reason) {
 
 // ---- Waiter ----
 
-Waiter::Waiter(CoreShard* in_shard, ResourceName resource_name, const Plan& from,
-               const AcquireOptions& with, AcquireCallback call)
+RefPtr<Waiter> Waiter::New(CoreShard* shard, const ResourceName& resource, const Plan& plan,
+                           const AcquireOptions& options, AcquireCallback done) {
+  const std::string_view name = resource.bytes();
+  const std::string_view owner = plan.owner;
+  void* const memory = ::operator new(sizeof(Waiter) + name.size() + owner.size());
+  char* const bytes = static_cast<char*>(memory) + sizeof(Waiter);
+  std::copy(name.begin(), name.end(), bytes);
+  std::copy(owner.begin(), owner.end(), bytes + name.size());
+  return RefPtr<Waiter>::Adopt(new (memory) Waiter(shard, resource.WithBytes({bytes, name.size()}),
+                                                   {bytes + name.size(), owner.size()}, plan,
+                                                   options, std::move(done)));
+}
+
+Waiter::Waiter(CoreShard* in_shard, const ResourceName& name, std::string_view who,
+               const Plan& from, const AcquireOptions& options, AcquireCallback call)
     : shard(in_shard),
-      resource(resource_name.bytes()),
-      name(resource_name.WithBytes(resource)),
-      owner(from.owner),
+      resource(name),
+      owner(who),
       plan(from),
-      options(with),
+      acquire_timeout(options.acquire_timeout),
+      max_attempts(options.max_attempts),
+      retry(options.retry),
       reservation_lease(from.reservation_lease),
       done(std::move(call)) {
   plan.owner = owner;
@@ -141,9 +157,10 @@ void ManagerCore::Shutdown() {
         resources.push_back(resource);
         // Those at the front know who holds the lock, so all errors are made before they leave.
         std::vector<std::pair<Waiter*, absl::Status>> waiters;
-        for (Waiter* const waiter : queue->order) {
-          waiters.emplace_back(waiter, GiveUpError(*waiter, *queue, Reason::kShutdown));
-        }
+        queue->order.ForEach([&, this, in = queue.get()](Waiter& waiter) {
+          waiters.emplace_back(&waiter, GiveUpError(waiter, *in, Reason::kShutdown));
+          return true;
+        });
         for (auto& [waiter, error] : waiters) {
           waiter->shard->mu.AssertHeld();
           Finish(*waiter, std::move(error), MayHaveLeftSomething(*waiter));
@@ -274,13 +291,25 @@ bool ManagerCore::GoesDirectly(const Plan& plan, const AcquireOptions& options) 
          options.acquire_timeout == absl::ZeroDuration();
 }
 
+WaitQueue* ManagerCore::FindQueue(CoreShard& shard, const ResourceName& resource) {
+  // A name's hash is the one that the table would compute.
+  const auto found = shard.queues.find(resource.bytes(), resource.hash());
+  return found == shard.queues.end() ? nullptr : found->second.get();
+}
+
 bool ManagerCore::SomebodyIsAhead(CoreShard& shard, const ResourceName& resource,
                                   Priority priority) {
   if (barging_ || shard.waiting.load(std::memory_order_relaxed) == 0) return false;
   absl::MutexLock lock(&shard.mu);
-  const auto queue = shard.queues.find(resource.bytes());
-  return queue != shard.queues.end() && !queue->second->by_priority.empty() &&
-         (*queue->second->by_priority.begin())->plan.priority >= priority;
+  const WaitQueue* const queue = FindQueue(shard, resource);
+  return queue != nullptr && !queue->empty() && queue->most_urgent()->plan.priority >= priority;
+}
+
+bool ManagerCore::SomebodyWaits(CoreShard& shard, const ResourceName& resource) {
+  if (ABSL_PREDICT_TRUE(shard.waiting.load(std::memory_order_relaxed) == 0)) return false;
+  absl::MutexLock lock(&shard.mu);
+  const WaitQueue* const queue = FindQueue(shard, resource);
+  return queue != nullptr && !queue->empty();
 }
 
 void ManagerCore::YieldToQueue(CoreShard& shard, const ResourceName& resource,
@@ -314,31 +343,23 @@ double ManagerCore::Random() {
   return static_cast<double>(z >> 11) * 0x1.0p-53;
 }
 
-void ManagerCore::RunUser(absl::AnyInvocable<void()> task) {
-  executor_.Execute([task = std::move(task)]() mutable {
-    CallbackScope scope;
-    task();
-    task = nullptr;  // What it captured may be user code, too.
-  });
-}
-
 Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id,
-                          const Plan& plan, absl::Time sent, const ObtainReply& reply) {
-  absl::Duration remaining = reply.remaining;
+                          const Plan& plan, absl::Time sent, const Grant& grant) {
+  absl::Duration remaining = grant.remaining;
   if (ABSL_PREDICT_TRUE(remaining == absl::InfiniteDuration())) {
-    if (!NeedsHold(plan)) return Lock(&shard, id, reply.token, reply.hint);
+    if (!NeedsHold(plan)) return Lock(&shard, id, grant.token, grant.hint);
   } else if (ABSL_PREDICT_FALSE(sent == kUntimed)) {
     // It re-entered a hold that ends, so the time matters after all. Asking again is idempotent.
     sent = clock_.Now();
     const absl::StatusOr<ObtainReply> again = AskNow(RequestOf(resource, id, plan));
-    remaining = again.ok() && again->token == reply.token ? again->remaining : absl::ZeroDuration();
+    remaining = again.ok() && again->token == grant.token ? again->remaining : absl::ZeroDuration();
   }
   HoldTerms terms{.resource = std::string(resource.bytes()),
                   .owner = std::string(plan.owner),
                   .priority = plan.priority,
                   .id = id,
-                  .token = reply.token,
-                  .hint = reply.hint,
+                  .token = grant.token,
+                  .hint = grant.hint,
                   .lease = plan.lease,
                   .auto_renew = plan.auto_renew};
   terms.valid_until = ValidUntil(sent, remaining);
@@ -391,7 +412,7 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
   if (ABSL_PREDICT_TRUE(IsPlain(options) && !resource.empty() && !CallbackScope::Active() &&
                         current_owner == nullptr && !options.cancel.stop_requested())) {
     CoreShard& shard = ShardOf(resource);
-    if (ABSL_PREDICT_TRUE(shard.waiting.load(std::memory_order_relaxed) == 0 || barging_)) {
+    if (ABSL_PREDICT_TRUE(barging_ || !SomebodyWaits(shard, resource))) {
       const AcquisitionId id = AcquisitionId::Next();
       std::unique_ptr<absl::StatusOr<ObtainReply>> other;
       Lock lock = AskPlainly(shard, resource, id, options, other);
@@ -410,7 +431,7 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
       if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
       if ((*other)->token != 0) {
         shard.Ref();
-        return Granted(shard, resource, id, plan, kUntimed, **other);
+        return Granted(shard, resource, id, plan, kUntimed, Grant(**other));
       }
       return AcquireSlowly(shard, resource, plan, options, id, *std::move(*other), kUntimed);
     }
@@ -432,7 +453,7 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
   std::optional<ObtainReply> first;
   absl::Time asked_at;
   if (ABSL_PREDICT_TRUE(capabilities_.answers_at_once) &&
-      (shard.waiting.load(std::memory_order_relaxed) == 0 || GoesDirectly(plan, options)) &&
+      (GoesDirectly(plan, options) || !SomebodyWaits(shard, resource)) &&
       !options.cancel.stop_requested()) {
     if (plan.lease != absl::InfiniteDuration()) asked_at = clock_.Now();
     ObtainRequest request = RequestOf(resource, id, plan);
@@ -448,7 +469,7 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
       if (Observer* const seen = observer()) {
         seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
       }
-      return Granted(shard, resource, id, plan, asked_at, *answer);
+      return Granted(shard, resource, id, plan, asked_at, Grant(*answer));
     }
     first = *std::move(answer);
   }
@@ -464,17 +485,16 @@ absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const Resource
                                                 absl::Time asked_at) {
   Blocker blocker;
   absl::StatusOr<Lock> result = absl::StatusOr<Lock>(Lock());
-  auto waiter = RefPtr<Waiter>::Adopt(new Waiter(&shard, resource, plan, options,
-                                                 [&blocker, &result](absl::StatusOr<Lock> outcome) {
-                                                   result = std::move(outcome);
-                                                   blocker.SetReady();
-                                                 }));
+  const RefPtr<Waiter> waiter = Waiter::New(&shard, resource, plan, options,
+                                            [&blocker, &result](absl::StatusOr<Lock> outcome) {
+                                              result = std::move(outcome);
+                                              blocker.SetReady();
+                                            });
   waiter->id = id;
   waiter->direct = true;
   if (barging_ && capabilities_.answers_at_once) waiter->blocker = &blocker;
   waiter->asked_at = asked_at;
-  if (first) waiter->answer = *std::move(first);
-  Enqueue(waiter);
+  Enqueue(waiter, options, std::move(first));
   while (blocker.Wait() == Blocker::kNudged) Compete(waiter);
   return result;
 }
@@ -490,7 +510,7 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
   attempt.id = AcquisitionId::Next();
   CoreShard& shard = ShardOf(resource);
   if (!capabilities_.answers_at_once || options.cancel.stop_requested() ||
-      (shard.waiting.load(std::memory_order_relaxed) != 0 && !GoesDirectly(plan, options))) {
+      (!GoesDirectly(plan, options) && SomebodyWaits(shard, resource))) {
     return std::nullopt;
   }
   if (plan.lease != absl::InfiniteDuration()) attempt.asked_at = clock_.Now();
@@ -510,20 +530,19 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
     seen->OnAcquired({resource, plan.owner, plan.priority, attempt.id}, absl::ZeroDuration());
   }
   shard.Ref();
-  return Granted(shard, resource, attempt.id, plan, attempt.asked_at, *answer);
+  return Granted(shard, resource, attempt.id, plan, attempt.asked_at, Grant(*answer));
 }
 
 RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOptions& options,
                                  const Attempt& attempt, AcquireCallback done, bool direct,
                                  bool gives_way) {
-  auto waiter = RefPtr<Waiter>::Adopt(
-      new Waiter(&ShardOf(resource), resource, attempt.plan, options, std::move(done)));
+  RefPtr<Waiter> waiter =
+      Waiter::New(&ShardOf(resource), resource, attempt.plan, options, std::move(done));
   waiter->id = attempt.id;
   waiter->direct = direct;
   waiter->gives_way = gives_way;
   waiter->asked_at = attempt.asked_at;
-  if (attempt.first) waiter->answer = *attempt.first;
-  Enqueue(waiter);
+  Enqueue(waiter, options, attempt.first);
   return waiter;
 }
 
@@ -617,7 +636,7 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
     seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
   }
   shard.Ref();
-  return Granted(shard, resource, id, plan, asked_at, *answer);
+  return Granted(shard, resource, id, plan, asked_at, Grant(*answer));
 }
 
 void ManagerCore::NoteDenied(const ResourceName& resource, const Plan& plan,
@@ -660,7 +679,7 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
           if (Observer* const seen = observer()) {
             seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
           }
-          done(Granted(shard, resource, id, plan, asked_at, *answer), std::nullopt);
+          done(Granted(shard, resource, id, plan, asked_at, Grant(*answer)), std::nullopt);
           return;
         }
         if (answer.ok()) {
@@ -716,102 +735,117 @@ void ManagerCore::RemoveSetRequest(SetRequest* request) {
 
 // ---- Waiting ----
 
-void ManagerCore::Enqueue(RefPtr<Waiter> waiter) {
+void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& options,
+                          std::optional<ObtainReply> first) {
   Waiter& w = *waiter;
   CoreShard& shard = *w.shard;
-  const std::string resource = w.resource;
+  Observer* const seen = observer();
   // Before it can be found by anybody: the callback may run at once.
-  if (w.options.cancel.stop_possible()) w.stop.emplace(w.options.cancel, Waiter::StopFn{&w});
+  if (options.cancel.stop_possible()) w.stop.emplace(options.cancel, Waiter::StopFn{&w});
+  const bool by_priority = options_.queue->RanksByPriority();
+  const bool has_timeout =
+      w.acquire_timeout > absl::ZeroDuration() && w.acquire_timeout != absl::InfiniteDuration();
+  // What else looks at this moment is for people.
+  const bool exact = has_timeout || !by_priority || w.blocker != nullptr || seen != nullptr;
+  w.enqueued = exact ? clock_.Now() : clock_.CoarseNow();
   int64_t length = 0;
-  std::optional<absl::Status> refused;
-  {
-    absl::MutexLock lock(&shard.mu);
-    w.shard->mu.AssertHeld();  // The same, for the thread annotations.
-    std::unique_ptr<WaitQueue>& slot = shard.queues[w.resource];
-    if (slot == nullptr) slot = std::make_unique<WaitQueue>();
-    WaitQueue& queue = *slot;
-    w.enqueued = clock_.Now();
+  absl::Status refused;
 
-    const AdmissionPolicy& admission =
-        w.options.admission != nullptr ? *w.options.admission : *options_.admission;
-    AdmissionContext context{.priority = w.plan.priority,
-                             .pending_on_resource = static_cast<int64_t>(queue.order.size()),
-                             .pending_in_total = pending_.load(std::memory_order_relaxed)};
-    Waiter* const lowest = queue.by_priority.empty() ? nullptr : *queue.by_priority.rbegin();
-    if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
-    const Admission admitted = admission.Decide(context);
-    if (w.answer && w.answer->ok() && (*w.answer)->token == 0) {
-      w.other_known = true;
-      w.other_owner = (*w.answer)->other_owner;
-      w.other_priority = (*w.answer)->other_priority;
-    }
+  shard.mu.Lock();
+  w.shard->mu.AssertHeld();  // The same, for the thread annotations.
+  WaitQueue* known = FindQueue(shard, w.resource);
+  if (known == nullptr) {
+    known = (shard.queues[w.resource.bytes()] = std::make_unique<WaitQueue>(by_priority)).get();
+  }
+  WaitQueue& queue = *known;
 
-    if (w.options.cancel.stop_requested()) {
-      refused = GiveUpError(w, queue, Reason::kCancelled);
-    } else if (shut_down_.load()) {
-      refused = GiveUpError(w, queue, Reason::kShutdown);
-    } else if (w.options.max_attempts == 1 && w.answer && w.answer->ok() &&
-               (*w.answer)->outcome == ObtainOutcome::kDenied) {
-      refused = GiveUpError(w, queue, Reason::kAttemptsExhausted);
-    } else if (admitted == Admission::kReject) {
-      refused = GiveUpError(w, queue, Reason::kTooManyPending);
-    } else {
-      if (admitted == Admission::kShedLowest && lowest != nullptr) {
-        lowest->shard->mu.AssertHeld();
-        Finish(*lowest, GiveUpError(*lowest, queue, Reason::kTooManyPending),
-               MayHaveLeftSomething(*lowest));
-      }
-      const int64_t sequence = sequence_.fetch_add(1, std::memory_order_relaxed);
-      w.sequence = w.options.skip_queue ? -sequence - 1 : sequence;
-      w.rank = options_.queue->Rank({.priority = w.plan.priority, .enqueued = w.enqueued});
-      w.queue = &queue;
-      w.Ref();  // The queue's.
-      queue.order.insert(&w);
-      queue.by_priority.insert(&w);
-      shard.waiting.fetch_add(1, std::memory_order_relaxed);
-      pending_.fetch_add(1, std::memory_order_relaxed);
-      length = static_cast<int64_t>(queue.order.size());
-      if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
-      queue.holder_priority.reset();  // So that it asks, if it may preempt.
-      if (w.answer) {
-        std::optional<absl::StatusOr<ObtainReply>> answer;
-        std::swap(answer, w.answer);
-        HandleAnswer(w, *std::move(answer));
-        if (w.queue != nullptr && w.reserved) queue.successors.push_back(waiter);
-      }
-      // It subscribes first and then looks, so it asks again once it is registered.
-      w.looking = w.attempts > 0;
-      // Without time to wait, the first answer decides.
-      if (w.queue != nullptr && w.options.acquire_timeout > absl::ZeroDuration() &&
-          w.options.acquire_timeout != absl::InfiniteDuration()) {
-        w.timeout_timer = clock_.RunAt(w.enqueued + w.options.acquire_timeout, [waiter] {
-          waiter->shard->core->GiveUp(*waiter, Reason::kAcquireTimeout);
-        });
-      }
+  const AdmissionPolicy& admission =
+      options.admission != nullptr ? *options.admission : *options_.admission;
+  AdmissionContext context{.priority = w.plan.priority,
+                           .pending_on_resource = queue.order.size(),
+                           .pending_in_total = pending_.load(std::memory_order_relaxed)};
+  Waiter* const lowest = queue.least_urgent();
+  if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
+  const Admission admitted = admission.Decide(context);
+
+  if (first && first->token == 0) {
+    w.other_known = true;
+    w.other_owner = first->other_owner;
+    w.other_priority = first->other_priority;
+  }
+
+  if (options.cancel.stop_requested()) {
+    refused = GiveUpError(w, queue, Reason::kCancelled);
+  } else if (shut_down_.load()) {
+    refused = GiveUpError(w, queue, Reason::kShutdown);
+  } else if (w.max_attempts == 1 && first && first->outcome == ObtainOutcome::kDenied) {
+    refused = GiveUpError(w, queue, Reason::kAttemptsExhausted);
+  } else if (admitted == Admission::kReject) {
+    refused = GiveUpError(w, queue, Reason::kTooManyPending);
+  } else {
+    if (admitted == Admission::kShedLowest && lowest != nullptr) {
+      lowest->shard->mu.AssertHeld();
+      Finish(*lowest, GiveUpError(*lowest, queue, Reason::kTooManyPending),
+             MayHaveLeftSomething(*lowest));
     }
-    if (refused) {
-      const bool reserved =
-          w.answer && w.answer->ok() && (*w.answer)->outcome == ObtainOutcome::kReserved;
-      queue.finished.push_back({waiter, *std::move(refused), reserved});
+    w.queue = &queue;
+    w.Ref();  // The queue's.
+    queue.order.Insert(w,
+                       options_.queue->Rank({.priority = w.plan.priority, .enqueued = w.enqueued}),
+                       options.skip_queue);
+    if (!by_priority) {
+      queue.priorities.Insert(w, -absl::int128(w.plan.priority), options.skip_queue);
+    }
+    if (w.plan.reserve_below) ++queue.may_preempt;
+    shard.waiting.fetch_add(1, std::memory_order_relaxed);
+    pending_.fetch_add(1, std::memory_order_relaxed);
+    length = queue.order.size();
+    if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
+    queue.holder_priority.reset();  // So that it asks, if it may preempt.
+    if (first) {
+      HandleAnswer(w, *std::move(first));
+      if (w.queue != nullptr && w.reserved) queue.successors.push_back(waiter);
+    }
+    // It subscribes first and then looks, so it asks again once it is registered.
+    w.looking = w.attempts > 0;
+    // Without time to wait, the first answer decides.
+    if (w.queue != nullptr && has_timeout) {
+      w.timeout_timer = clock_.RunAt(w.enqueued + w.acquire_timeout, [waiter] {
+        waiter->shard->core->GiveUp(*waiter, Reason::kAcquireTimeout);
+      });
     }
   }
-  if (length > 0) {
-    if (Observer* const seen = observer()) seen->OnQueueLength(resource, length);
+  if (!refused.ok()) {
+    w.outcome = std::move(refused);
+    w.withdraw = first && first->outcome == ObtainOutcome::kReserved;
+    queue.finished.push_back(waiter);
   }
-  if (graph_ != nullptr && graph_->HasSuspects()) ResolveDeadlocks();
-  Pump(shard, resource);
+  if (length > 0 && seen != nullptr) {
+    shard.mu.Unlock();
+    seen->OnQueueLength(w.resource.bytes(), length);
+    shard.mu.Lock();
+  }
+  if (graph_ != nullptr && graph_->HasSuspects()) {
+    shard.mu.Unlock();
+    ResolveDeadlocks();
+    shard.mu.Lock();
+  }
+  PumpAndUnlock(shard, w.resource);
 }
 
-bool ManagerCore::Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, bool withdraw) {
+bool ManagerCore::Finish(Waiter& waiter, absl::Status why, bool withdraw) {
   WaitQueue* const queue = std::exchange(waiter.queue, nullptr);
   if (queue == nullptr) return false;
-  queue->order.erase(&waiter);
-  queue->by_priority.erase(&waiter);
+  queue->order.Erase(waiter);
+  if (!queue->ranked_by_priority) queue->priorities.Erase(waiter);
+  if (waiter.plan.reserve_below) --queue->may_preempt;
   if (waiter.in_graph) graph_->Remove(waiter);
   waiter.shard->waiting.fetch_sub(1, std::memory_order_relaxed);
   pending_.fetch_sub(1, std::memory_order_relaxed);
+  waiter.outcome = std::move(why);
   // If an Obtain is under way, its answer decides what there is to withdraw.
-  queue->finished.push_back({RefPtr<Waiter>::Adopt(&waiter), std::move(result), withdraw});
+  waiter.withdraw = withdraw;
+  queue->finished.push_back(RefPtr<Waiter>::Adopt(&waiter));
   return true;
 }
 
@@ -839,7 +873,7 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
   std::string message = absl::StrCat("could not lock ", ResourceForMessage(waiter.resource), ": ",
                                      WhyGivenUp(reason));
   if (reason == Reason::kAcquireTimeout) {
-    absl::StrAppend(&message, " (", absl::FormatDuration(waiter.options.acquire_timeout), ")");
+    absl::StrAppend(&message, " (", absl::FormatDuration(waiter.acquire_timeout), ")");
   }
   if (reason == Reason::kTooManyPending) {
     absl::StrAppend(&message, " (", queue.order.size(), " for this resource)");
@@ -873,7 +907,7 @@ bool ManagerCore::IsCertain(const WaitGraph::Circle& circle) const {
     if (link.certain) continue;
     if (!capabilities_.inspect) return false;
     bool held = false;
-    backend_->Inspect(link.waiter->name, [&](const ResourceState& state) {
+    backend_->Inspect(link.waiter->resource, [&](const ResourceState& state) {
       held = state.held && state.holder_owner == link.holder;
     });
     if (!held) return false;
@@ -888,10 +922,10 @@ void ManagerCore::AskAboutHolders(const WaitGraph::Circle& circle) {
     bool ask = false;
     {
       absl::MutexLock lock(&shard.mu);
-      const auto queue = shard.queues.find(link.waiter->resource);
-      if (queue == shard.queues.end()) continue;
+      const WaitQueue* const queue = shard.core->FindQueue(shard, link.waiter->resource);
+      if (queue == nullptr) continue;
       // Any answer about this resource will do, and only those that are registered ask.
-      for (const RefPtr<Waiter>& waiter : queue->second->registered) {
+      for (const RefPtr<Waiter>& waiter : queue->registered) {
         waiter->shard->mu.AssertHeld();
         if (waiter->queue == nullptr) continue;
         if (waiter->asking && waiter->graph_time >= link.certain_from) break;
@@ -920,42 +954,31 @@ void ManagerCore::ResolveDeadlocks() {
   }
 }
 
-// With the mutex free: cleans up after a waiter, and tells it.
-void ManagerCore::Complete(Finished finished) {
-  Waiter& waiter = *finished.waiter;
-  Clock::TimerId poll;
-  Clock::TimerId timeout;
-  Subscription subscription;
-  {
-    absl::MutexLock lock(&waiter.shard->mu);
-    poll = std::exchange(waiter.poll_timer, 0);
-    timeout = std::exchange(waiter.timeout_timer, 0);
-    subscription = std::move(waiter.subscription);
-  }
-  clock_.Cancel(poll);
-  clock_.Cancel(timeout);
-  if (finished.withdraw) {
-    backend_->Release({waiter.name, waiter.id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
-  }
-  subscription.Reset();
+// With the mutex free: cleans up after a waiter that `TakeFinished` has taken, and tells it.
+void ManagerCore::Complete(Waiter& waiter) {
+  if (waiter.poll_timer != 0) clock_.Cancel(waiter.poll_timer);
+  if (waiter.timeout_timer != 0) clock_.Cancel(waiter.timeout_timer);
+  if (waiter.withdraw) GiveBack(waiter);
+  waiter.subscription.Reset();
   if (Observer* const seen = observer()) {
-    const Observer::Subject who{waiter.resource, waiter.owner, waiter.plan.priority, waiter.id};
+    const Observer::Subject who{waiter.resource.bytes(), waiter.owner, waiter.plan.priority,
+                                waiter.id};
     const absl::Duration waited = clock_.Now() - waiter.enqueued;
-    if (finished.result.ok()) {
+    if (waiter.outcome.ok()) {
       seen->OnAcquired(who, waited);
     } else if (!waiter.gives_way) {  // A set reports for all of its members.
-      seen->OnDenied(who, waited, finished.result.status());
+      seen->OnDenied(who, waited, waiter.outcome);
     }
   }
   // Its callback, if it runs now, is the one that brought us here, or finds nothing to do.
   waiter.stop.reset();
   absl::StatusOr<Lock> lock = Lock();
-  if (!finished.result.ok()) {
-    lock = finished.result.status();
+  if (!waiter.outcome.ok()) {
+    lock = waiter.outcome;
   } else {
     waiter.shard->Ref();
-    lock = Granted(*waiter.shard, waiter.name, waiter.id, waiter.plan, waiter.asked_at,
-                   *finished.result);
+    lock = Granted(*waiter.shard, waiter.resource, waiter.id, waiter.plan, waiter.asked_at,
+                   waiter.grant);
   }
   AcquireCallback done = std::move(waiter.done);
   if (waiter.direct) {
@@ -965,67 +988,106 @@ void ManagerCore::Complete(Finished finished) {
   RunUser([done = std::move(done), lock = std::move(lock)]() mutable { done(std::move(lock)); });
 }
 
+void ManagerCore::GiveBack(const Waiter& waiter) {
+  backend_->Release({waiter.resource, waiter.id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
+}
+
 // ---- The pump ----
 
 Waiter* ManagerCore::ThiefOf(WaitQueue& queue) const {
-  for (Waiter* const waiter : queue.by_priority) {
-    if (queue.holder_priority && waiter->plan.priority <= *queue.holder_priority) return nullptr;
-    if (waiter->plan.reserve_below &&
-        (!queue.holder_priority || *waiter->plan.reserve_below > *queue.holder_priority)) {
-      return waiter;
+  if (queue.may_preempt == 0) return nullptr;
+  Waiter* thief = nullptr;
+  const auto look = [&](Waiter& waiter) {
+    if (queue.holder_priority && waiter.plan.priority <= *queue.holder_priority) return false;
+    if (!waiter.plan.reserve_below ||
+        (queue.holder_priority && *waiter.plan.reserve_below <= *queue.holder_priority)) {
+      return true;
     }
+    thief = &waiter;
+    return false;
+  };
+  if (queue.ranked_by_priority) {
+    queue.order.ForEach(look);
+  } else {
+    queue.priorities.ForEach(look);
   }
-  return nullptr;
+  return thief;
 }
 
-bool ManagerCore::TakeFinished(WaitQueue& queue, bool granted, std::vector<Finished>& taken) {
-  const auto first =
-      std::stable_partition(queue.finished.begin(), queue.finished.end(),
-                            [&](const Finished& one) { return one.result.ok() != granted; });
-  for (auto one = first; one != queue.finished.end(); ++one) {
-    std::erase(queue.registered, one->waiter);
-    taken.push_back(std::move(*one));
-  }
-  queue.finished.erase(first, queue.finished.end());
-  return !taken.empty();
-}
-
-void ManagerCore::CompleteDirect(std::vector<Finished> finished, std::vector<Finished>& callbacks) {
-  for (Finished& one : finished) {
-    if (one.waiter->direct) {
-      Complete(std::move(one));
-    } else {
-      callbacks.push_back(std::move(one));
+bool ManagerCore::TakeFinished(WaitQueue& queue, bool granted, WaiterList& direct,
+                               WaiterList& callbacks) {
+  bool any = false;
+  for (size_t i = 0; i < queue.finished.size();) {
+    if (queue.finished[i]->outcome.ok() != granted) {
+      ++i;
+      continue;
     }
+    RefPtr<Waiter> waiter = std::move(queue.finished[i]);
+    queue.finished.erase(queue.finished.begin() + i);
+    for (size_t k = 0; k < queue.registered.size(); ++k) {
+      if (queue.registered[k] != waiter) continue;
+      queue.registered.erase(queue.registered.begin() + k);
+      break;
+    }
+    (waiter->direct ? direct : callbacks).push_back(std::move(waiter));
+    any = true;
   }
+  return any;
 }
 
-void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
-  std::vector<Finished> callbacks;  // Told at the end: their code may take its time.
+bool ManagerCore::WouldBeDenied(Waiter& head, const WaiterList& callbacks) const {
+  // Somebody of this queue has the lock, for as long as it likes, and does not know it yet. An
+  // event tells when it has gone. (Whoever takes it by force comes before `head` in any case.)
+  if (!capabilities_.reliable_events || callbacks.empty()) return false;
+  const Waiter& holder = *callbacks.back();
+  if (!holder.outcome.ok() || holder.grant.remaining != absl::InfiniteDuration()) return false;
+  // The answer could be more than a denial, or more would come of it.
+  if (head.plan.priority > holder.plan.priority || head.reserved || !head.owner.empty() ||
+      head.max_attempts != AcquireOptions::kUnlimited ||
+      head.acquire_timeout == absl::ZeroDuration() || (graph_ != nullptr && graph_->active())) {
+    return false;
+  }
+  head.other_known = true;
+  head.other_owner = std::string(holder.owner);
+  head.other_priority = holder.plan.priority;
+  return true;
+}
+
+void ManagerCore::Pump(CoreShard& shard, const ResourceName& resource) {
   shard.mu.Lock();
-  const auto found = shard.queues.find(resource);
-  if (found == shard.queues.end() || found->second->pumping) {
+  PumpAndUnlock(shard, resource);
+}
+
+void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource) {
+  WaitQueue* const found = FindQueue(shard, resource);
+  if (found == nullptr || found->pumping) {
     // Whoever pumps looks again before it stops.
     shard.mu.Unlock();
     return;
   }
-  WaitQueue& queue = *found->second;
+  WaitQueue& queue = *found;
   queue.pumping = true;
   int64_t length_before = -1;
+  WaiterList direct;
+  WaiterList callbacks;  // Told at the end: their code may take its time.
+  const auto tell_direct = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
+    length_before = queue.order.size();
+    if (direct.empty()) return;
+    shard.mu.Unlock();
+    for (const RefPtr<Waiter>& waiter : direct) Complete(*waiter);
+    direct.clear();
+    shard.mu.Lock();
+  };
   for (;;) {
     // Whoever was granted the lock is told first. Those who gave up come after the next head has
     // registered, since it takes their place in the backend's order.
-    std::vector<Finished> finished;
-    if (TakeFinished(queue, /*granted=*/true, finished)) {
-      length_before = static_cast<int64_t>(queue.order.size());
-      shard.mu.Unlock();
-      CompleteDirect(std::move(finished), callbacks);
-      shard.mu.Lock();
+    if (!queue.finished.empty() && TakeFinished(queue, /*granted=*/true, direct, callbacks)) {
+      tell_direct();
       continue;
     }
 
     // Who should be registered with the backend?
-    Waiter* const head = queue.order.empty() ? nullptr : *queue.order.begin();
+    Waiter* const head = queue.order.first();
     Waiter* const thief = ThiefOf(queue);
     RefPtr<Waiter> enter;
     Waiter* successor = nullptr;
@@ -1037,7 +1099,7 @@ void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
     for (Waiter* const waiter : {successor, head, thief}) {
       if (waiter != nullptr && !waiter->registered) {
         waiter->registered = true;
-        waiter->ask_due = true;
+        waiter->ask_due = !WouldBeDenied(*waiter, callbacks);
         enter = RefPtr<Waiter>::Share(waiter);
         queue.registered.push_back(enter);
         break;
@@ -1052,25 +1114,27 @@ void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
           predecessor = other->id;
         }
       }
+      const bool asks_next = enter->ask_due;
       shard.mu.Unlock();
       Subscription subscription =
-          backend_->Watch({.resource = enter->name,
+          backend_->Watch({.resource = enter->resource,
                            .acquisition = enter->id,
                            .owner = enter->plan.owner,
                            .priority = enter->plan.priority,
                            .barging = barging_,
                            .reservation_lease = enter->plan.reservation_lease,
                            .takes_place_of = predecessor,
-                           .asks_next = true},
+                           .asks_next = asks_next},
                           [this, enter](const WatchEvent& event) { OnEvent(enter, event); });
       shard.mu.Lock();
       if (enter->registered && enter->queue != nullptr) {
-        std::swap(enter->subscription, subscription);
+        enter->subscription = std::move(subscription);
+      } else {
+        shard.mu.Unlock();
+        subscription.Reset();
+        enter = RefPtr<Waiter>();
+        shard.mu.Lock();
       }
-      shard.mu.Unlock();
-      subscription.Reset();
-      enter = RefPtr<Waiter>();
-      shard.mu.Lock();
       continue;
     }
 
@@ -1093,107 +1157,113 @@ void ManagerCore::Pump(CoreShard& shard, const std::string& resource) {
       Subscription subscription = std::move(retire->subscription);
       const Clock::TimerId poll = std::exchange(retire->poll_timer, 0);
       shard.mu.Unlock();
-      clock_.Cancel(poll);
+      if (poll != 0) clock_.Cancel(poll);
       subscription.Reset();
       retire = RefPtr<Waiter>();
       shard.mu.Lock();
       continue;
     }
 
-    if (TakeFinished(queue, /*granted=*/false, finished)) {
-      length_before = static_cast<int64_t>(queue.order.size());
-      shard.mu.Unlock();
-      CompleteDirect(std::move(finished), callbacks);
-      shard.mu.Lock();
+    if (!queue.finished.empty() && TakeFinished(queue, /*granted=*/false, direct, callbacks)) {
+      tell_direct();
       continue;
     }
 
     RefPtr<Waiter> ask;
     for (const RefPtr<Waiter>& waiter : queue.registered) {
       if (waiter->queue != nullptr && waiter->ask_due && !waiter->asking) {
-        waiter->ask_due = false;
-        waiter->asking = true;
         ask = waiter;
         break;
       }
     }
-    if (ask) {
-      shard.mu.Unlock();
-      Ask(std::move(ask));
+    if (!ask) break;
+    Waiter& asked = *ask;
+    asked.shard->mu.AssertHeld();
+    const ObtainRequest request = BeginToAsk(asked);
+    shard.mu.Unlock();
+    if (!capabilities_.answers_at_once) {
+      backend_->Obtain(request, [this, ask](absl::StatusOr<ObtainReply> answer) {
+        OnAnswer(*ask, std::move(answer));
+      });
+      ask = RefPtr<Waiter>();
       shard.mu.Lock();
       continue;
     }
-    break;
+    absl::StatusOr<ObtainReply> answer = AskNow(request);
+    shard.mu.Lock();
+    const bool give_back = TakeAnswer(asked, std::move(answer));
+    const bool suspects = graph_ != nullptr && graph_->HasSuspects();
+    if (give_back || suspects) {
+      shard.mu.Unlock();
+      if (give_back) GiveBack(asked);
+      if (suspects) ResolveDeadlocks();
+      shard.mu.Lock();
+    }
   }
   queue.pumping = false;
-  if (queue.order.empty()) {
+  if (queue.empty()) {
     // Everything it had was told or is on its way.
-    shard.queues.erase(shard.queues.find(resource));
+    shard.queues.erase(shard.queues.find(resource.bytes(), resource.hash()));
   }
   shard.mu.Unlock();
   if (length_before >= 0) {
-    if (Observer* const seen = observer()) seen->OnQueueLength(resource, length_before);
+    if (Observer* const seen = observer()) seen->OnQueueLength(resource.bytes(), length_before);
   }
-  for (Finished& one : callbacks) Complete(std::move(one));
+  for (const RefPtr<Waiter>& waiter : callbacks) Complete(*waiter);
 }
 
-void ManagerCore::Ask(RefPtr<Waiter> waiter) {
-  Waiter& w = *waiter;
-  const bool timed = !capabilities_.answers_at_once || w.plan.lease != absl::InfiniteDuration() ||
-                     w.plan.grace.has_value();
-  ObtainRequest request = RequestOf(w.name, w.id, w.plan);
-  {
-    absl::MutexLock lock(&w.shard->mu);
-    w.asked_at = timed || w.time_matters ? clock_.Now() : kUntimed;
-    request.reservation_lease = w.reservation_lease;
-    if (graph_ != nullptr) w.graph_time = graph_->Now();
-  }
-  backend_->Obtain(request, [this, waiter = std::move(waiter)](absl::StatusOr<ObtainReply> answer) {
-    OnAnswer(waiter, std::move(answer));
-  });
+ObtainRequest ManagerCore::BeginToAsk(Waiter& waiter) {
+  waiter.asking = true;
+  waiter.ask_due = false;
+  const bool timed = waiter.time_matters || !capabilities_.answers_at_once ||
+                     waiter.plan.lease != absl::InfiniteDuration() || waiter.plan.grace.has_value();
+  waiter.asked_at = timed ? clock_.Now() : kUntimed;
+  if (graph_ != nullptr) waiter.graph_time = graph_->Now();
+  ObtainRequest request = RequestOf(waiter.resource, waiter.id, waiter.plan);
+  request.reservation_lease = waiter.reservation_lease;
+  return request;
 }
 
 void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
   Waiter& w = *waiter;
-  ObtainRequest request = RequestOf(w.name, w.id, w.plan);
+  ObtainRequest request;
   {
     absl::MutexLock lock(&w.shard->mu);
     // It is out of the queue, or somebody asks for it.
     if (w.queue == nullptr || w.asking) return;
-    w.asking = true;
-    w.ask_due = false;
-    w.asked_at = clock_.Now();
-    request.reservation_lease = w.reservation_lease;
-    if (graph_ != nullptr) w.graph_time = graph_->Now();
+    request = BeginToAsk(w);
   }
   absl::StatusOr<ObtainReply> answer = AskNow(request);
   for (Spin spin; answer.ok() && answer->outcome == ObtainOutcome::kDenied && spin.Again();) {
     answer = AskNow(request);
   }
-  OnAnswer(waiter, std::move(answer));
+  OnAnswer(w, std::move(answer));
 }
 
-void ManagerCore::OnAnswer(const RefPtr<Waiter>& waiter, absl::StatusOr<ObtainReply> answer) {
-  Waiter& w = *waiter;
-  bool withdraw = false;
+void ManagerCore::OnAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+  CoreShard& shard = *waiter.shard;
+  bool give_back;
   {
-    absl::MutexLock lock(&w.shard->mu);
-    w.asking = false;
-    if (w.queue == nullptr) {
-      // It gave up meanwhile; the answer says what is left behind.
-      withdraw = !answer.ok() || answer->outcome != ObtainOutcome::kDenied;
-    } else {
-      HandleAnswer(w, std::move(answer));
-    }
+    absl::MutexLock lock(&shard.mu);
+    waiter.shard->mu.AssertHeld();
+    give_back = TakeAnswer(waiter, std::move(answer));
   }
-  if (withdraw) {
-    backend_->Release({w.name, w.id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
-  }
+  if (give_back) GiveBack(waiter);
   if (graph_ != nullptr && graph_->HasSuspects()) ResolveDeadlocks();
-  Pump(*w.shard, w.resource);
+  Pump(shard, waiter.resource);
 }
 
-void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answer) {
+bool ManagerCore::TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+  waiter.asking = false;
+  if (waiter.queue == nullptr) {
+    // It gave up meanwhile; the answer says what is left behind.
+    return !answer.ok() || answer->outcome != ObtainOutcome::kDenied;
+  }
+  HandleAnswer(waiter, std::move(answer));
+  return false;
+}
+
+void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
   if (!answer.ok()) {
     const Reason reason = ReasonOf(answer.status());
     const bool passing = reason == Reason::kBackendUnavailable || reason == Reason::kBackendUnknown;
@@ -1209,7 +1279,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
       return;
     }
     const absl::Duration delay =
-        RetryDelay(waiter.options, {.attempts = waiter.failures, .random = Random()});
+        RetryDelay(waiter.retry.get(), {.attempts = waiter.failures, .random = Random()});
     if (delay == absl::InfiniteDuration()) {
       Finish(waiter, BackendRefused(waiter.resource, answer.status()), true);
     } else {
@@ -1243,7 +1313,8 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
         return;
       }
       if (!options_.queue->RanksByPriority()) waiter.queue->holder_priority = waiter.plan.priority;
-      Finish(waiter, std::move(answer), false);
+      waiter.grant = Grant(*answer);
+      Finish(waiter, absl::OkStatus(), false);
       return;
     }
     case ObtainOutcome::kReserved: {
@@ -1269,7 +1340,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
         const absl::Time asked = waiter.asked_at;
         next = std::min(next, asked + answer->grace_remaining);
       }
-      if (waiter.options.acquire_timeout == absl::ZeroDuration()) {
+      if (waiter.acquire_timeout == absl::ZeroDuration()) {
         Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kAcquireTimeout), true);
         return;
       }
@@ -1283,18 +1354,18 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answe
       waiter.other_known = true;
       waiter.other_owner = std::move(answer->other_owner);
       waiter.other_priority = answer->other_priority;
-      if (waiter.attempts >= waiter.options.max_attempts) {
+      if (waiter.attempts >= waiter.max_attempts) {
         Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kAttemptsExhausted), false);
         return;
       }
-      if (waiter.options.acquire_timeout == absl::ZeroDuration()) {
+      if (waiter.acquire_timeout == absl::ZeroDuration()) {
         Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kAcquireTimeout), false);
         return;
       }
       NoteHolder(waiter);
       if (capabilities_.reliable_events) return;
       const absl::Duration delay = RetryDelay(
-          waiter.options,
+          waiter.retry.get(),
           {.attempts = waiter.attempts, .remaining_lease = answer->remaining, .random = Random()});
       PollAt(waiter, clock_.Now() + delay);
       return;
@@ -1316,36 +1387,42 @@ absl::Duration ManagerCore::ReservationLease(const Waiter& waiter, absl::Duratio
 }
 
 void ManagerCore::PollAt(Waiter& waiter, absl::Time at) {
-  clock_.Cancel(std::exchange(waiter.poll_timer, 0));
+  if (waiter.poll_timer != 0) clock_.Cancel(std::exchange(waiter.poll_timer, 0));
   if (at == absl::InfiniteFuture()) return;
   waiter.poll_timer = clock_.RunAt(at, [this, waiter = RefPtr<Waiter>::Share(&waiter)] {
-    {
-      absl::MutexLock lock(&waiter->shard->mu);
-      waiter->poll_timer = 0;
-      if (waiter->queue == nullptr) return;
-      waiter->ask_due = true;
+    CoreShard& shard = *waiter->shard;
+    shard.mu.Lock();
+    if (waiter->queue == nullptr) {
+      shard.mu.Unlock();
+      return;
     }
-    Pump(*waiter->shard, waiter->resource);
+    waiter->poll_timer = 0;
+    waiter->ask_due = true;
+    PumpAndUnlock(shard, waiter->resource);
   });
 }
 
 void ManagerCore::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event) {
-  {
-    absl::MutexLock lock(&waiter->shard->mu);
-    if (waiter->queue == nullptr) return;
-    if (event.kind == WatchEventKind::kDisplaced) {
-      waiter->LoseReservation();
-    } else if (event.kind != WatchEventKind::kHoldEnded) {
-      return;
-    } else if (waiter->blocker != nullptr && !waiter->asking &&
-               clock_.Now() - waiter->enqueued < kPatience) {
-      // A lock that is handed to a thread which has yet to wake up stands idle meanwhile.
-      waiter->blocker->Nudge();
-      return;
-    }
-    waiter->ask_due = true;
+  CoreShard& shard = *waiter->shard;
+  shard.mu.Lock();
+  bool ask = waiter->queue != nullptr;
+  if (!ask) {
+  } else if (event.kind == WatchEventKind::kDisplaced) {
+    waiter->LoseReservation();
+  } else if (event.kind != WatchEventKind::kHoldEnded) {
+    ask = false;
+  } else if (waiter->blocker != nullptr && !waiter->asking &&
+             clock_.Now() - waiter->enqueued < kPatience) {
+    // A lock that is handed to a thread which has yet to wake up stands idle meanwhile.
+    waiter->blocker->Nudge();
+    ask = false;
   }
-  Pump(*waiter->shard, waiter->resource);
+  if (!ask) {
+    shard.mu.Unlock();
+    return;
+  }
+  waiter->ask_due = true;
+  PumpAndUnlock(shard, waiter->resource);
 }
 
 // ---- Looking in ----
@@ -1365,8 +1442,8 @@ bool ManagerCore::IsBusy(ResourceName resource) {
   CoreShard& shard = ShardOf(resource);
   {
     absl::MutexLock lock(&shard.mu);
-    const auto queue = shard.queues.find(resource.bytes());
-    if (queue != shard.queues.end() && !queue->second->order.empty()) return true;
+    const WaitQueue* const queue = FindQueue(shard, resource);
+    if (queue != nullptr && !queue->empty()) return true;
     for (Hold* const hold : shard.holds) {
       if (hold->terms().resource == resource.bytes()) return true;
     }
@@ -1388,15 +1465,17 @@ std::vector<ResourceSnapshot> ManagerCore::Snapshot() {
       absl::MutexLock lock(&shard.mu);
       for (Hold* const hold : shard.holds) holds.push_back(RefPtr<Hold>::Share(hold));
       for (const auto& [resource, queue] : shard.queues) {
-        if (queue->order.empty()) continue;
+        if (queue->empty()) continue;
         ResourceSnapshot& snapshot = resources[resource];
         snapshot.state.resource = resource;
-        for (const Waiter* const waiter : queue->order) {
-          snapshot.waiters.push_back({.owner = waiter->owner,
-                                      .priority = waiter->plan.priority,
-                                      .waited = now - waiter->enqueued,
-                                      .reserved = waiter->reserved});
-        }
+        queue->order.ForEach([&](const Waiter& waiter) {
+          snapshot.waiters.push_back(
+              {.owner = std::string(waiter.owner),
+               .priority = waiter.plan.priority,
+               .waited = std::max(now - waiter.enqueued, absl::ZeroDuration()),
+               .reserved = waiter.reserved});
+          return true;
+        });
       }
     }
     for (const RefPtr<Hold>& hold : holds) {

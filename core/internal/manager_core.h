@@ -25,18 +25,20 @@
 
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
-#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/numeric/int128.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "latchkey/core/internal/blocker.h"
+#include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/internal/wait_graph.h"
+#include "latchkey/core/internal/wait_order.h"
 #include "latchkey/core/lock_manager.h"
 
 namespace latchkey::internal {
@@ -69,21 +71,34 @@ struct Attempt {
   absl::Time asked_at = {};
 };
 
+// What a grant says that a lock is made of.
+struct Grant {
+  Grant() = default;
+  explicit Grant(const ObtainReply& reply)
+      : token(reply.token), hint(reply.hint), remaining(reply.remaining) {}
+
+  FencingToken token = 0;
+  LeaseHint hint = 0;
+  absl::Duration remaining = absl::InfiniteDuration();
+};
+
 // One request that waits. Fields without a remark are constant once it is in a queue.
 struct Waiter : RefCounted<Waiter> {
-  Waiter(CoreShard* in_shard, ResourceName name, const Plan& from, const AcquireOptions& with,
-         AcquireCallback call);
+  // In one allocation with its names.
+  static RefPtr<Waiter> New(CoreShard* shard, const ResourceName& resource, const Plan& plan,
+                            const AcquireOptions& options, AcquireCallback done);
   ~Waiter();
+  static void operator delete(void* memory) { ::operator delete(memory); }
 
   CoreShard* const shard;
-  const std::string resource;
-  const ResourceName name;
-  const std::string owner;
-  Plan plan;  // Its owner views `owner`.
-  const AcquireOptions options;
+  // Over bytes of its own.
+  const ResourceName resource;
+  const std::string_view owner;
+  Plan plan;  // Its owner is `owner`.
+  const absl::Duration acquire_timeout;
+  const int max_attempts;
+  const std::shared_ptr<const RetryPolicy> retry;  // Null: the manager's.
   AcquisitionId id;
-  int64_t sequence = 0;
-  absl::int128 rank = 0;
   absl::Time enqueued;
   // Does `done` signal a blocked thread? Then it is called directly.
   bool direct = false;
@@ -94,10 +109,12 @@ struct Waiter : RefCounted<Waiter> {
   bool gives_way = false;
   uint64_t waits_since = 0;  // Set by the WaitGraph when it begins to wait.
 
-  // The rest is guarded by shard->mu, but for `done` and what `FinishLater` has taken.
+  // The rest is guarded by shard->mu, but for `done` and what `TakeFinished` has taken.
   WaitQueue* queue = nullptr;  // Null: not waiting any more.
-  bool registered = false;     // Registered with the backend, or about to be.
-  bool asking = false;         // An Obtain is under way.
+  WaitLink<Waiter> in_order;
+  WaitLink<Waiter> in_priorities;
+  bool registered = false;  // Registered with the backend, or about to be.
+  bool asking = false;      // An Obtain is under way.
   bool ask_due = false;
   bool looking = false;   // The next answer belongs to an attempt that was counted already.
   bool reserved = false;  // It is the successor of a holder, as far as it has heard.
@@ -109,7 +126,6 @@ struct Waiter : RefCounted<Waiter> {
   std::string circle;       // If it fails for that.
   int attempts = 0;
   int failures = 0;  // In a row, to reach the backend.
-  std::optional<absl::StatusOr<ObtainReply>> answer;
   absl::Time asked_at;
   // How long it reserves; may be shorter than the plan has it, for a victim that has little left.
   absl::Duration reservation_lease;
@@ -120,6 +136,10 @@ struct Waiter : RefCounted<Waiter> {
   Subscription subscription;
   Clock::TimerId poll_timer = 0;
   Clock::TimerId timeout_timer = 0;
+  // How it ended: OK and the grant, or why there is none.
+  absl::Status outcome;
+  Grant grant;
+  bool withdraw = false;  // Tell the backend that it does not want the lock any more.
   AcquireCallback done;
 
   // For another victim it begins anew.
@@ -133,41 +153,36 @@ struct Waiter : RefCounted<Waiter> {
     void operator()() const;
   };
   std::optional<std::stop_callback<StopFn>> stop;
+
+ private:
+  Waiter(CoreShard* in_shard, const ResourceName& name, std::string_view who, const Plan& from,
+         const AcquireOptions& options, AcquireCallback call);
 };
 
-struct ByRank {
-  bool operator()(const Waiter* a, const Waiter* b) const {
-    if (a->rank != b->rank) return a->rank < b->rank;
-    return a->sequence < b->sequence;
-  }
-};
-
-struct ByPriority {
-  bool operator()(const Waiter* a, const Waiter* b) const {
-    if (a->plan.priority != b->plan.priority) return a->plan.priority > b->plan.priority;
-    return a->sequence < b->sequence;
-  }
-};
-
-// A waiter that is done, and what is left to do for it without the mutex.
-struct Finished {
-  RefPtr<Waiter> waiter;
-  absl::StatusOr<ObtainReply> result;  // The grant, or why there is none.
-  bool withdraw = false;               // Tell the backend that it does not want the lock any more.
-};
+using WaiterList = absl::InlinedVector<RefPtr<Waiter>, 2>;
 
 // Those who wait for one resource. Guarded by the shard's mutex.
 struct WaitQueue {
-  // In the order in which they are next. Each holds one reference to its waiter.
-  absl::btree_set<Waiter*, ByRank> order;
-  // The same by priority: for shedding, and for finding who may preempt.
-  absl::btree_set<Waiter*, ByPriority> by_priority;
+  explicit WaitQueue(bool ranks_by_priority) : ranked_by_priority(ranks_by_priority) {}
+
+  // In the order in which they are next. It holds one reference to each.
+  WaitOrder<Waiter, &Waiter::in_order> order;
+  // The same by priority: for shedding, and for finding who may preempt. Left empty where `order`
+  // says the same.
+  WaitOrder<Waiter, &Waiter::in_priorities> priorities;
+  const bool ranked_by_priority;
+  int64_t may_preempt = 0;  // How many of them.
+
+  bool empty() const { return order.empty(); }
+  Waiter* most_urgent() const { return ranked_by_priority ? order.first() : priorities.first(); }
+  Waiter* least_urgent() const { return ranked_by_priority ? order.last() : priorities.last(); }
+
   // Those that are registered with the backend: at most the head, the thief, and those on the way
   // out.
-  std::vector<RefPtr<Waiter>> registered;
+  WaiterList registered;
   // Those that became the successor before they had a place here: they have to be registered, too.
-  std::vector<RefPtr<Waiter>> successors;
-  std::vector<Finished> finished;
+  WaiterList successors;
+  WaiterList finished;  // Not told yet.
   // What was heard of the holder last; kept only for orders other than by priority, where nobody
   // may stand before the head but who could take the lock from that holder.
   std::optional<Priority> holder_priority;
@@ -235,16 +250,23 @@ class ManagerCore {
   Observer* observer() { return options_.observer.get(); }
   const BackendCapabilities& capabilities() const { return capabilities_; }
   // Runs user code on the executor.
-  void RunUser(absl::AnyInvocable<void()> task);
+  template <typename Task>
+  void RunUser(Task task) {
+    executor_.Execute([task = std::move(task)]() mutable {
+      CallbackScope scope;
+      Task mine = std::move(task);  // What it captured may be user code, too, and ends in here.
+      mine();
+    });
+  }
   // What drift and margin leave of a finite lease (rule C2).
   absl::Duration TimeOf(absl::Duration lease) const;
   // The moment up to which a lease that was asked for at `sent` is safe to rely on.
   absl::Time ValidUntil(absl::Time sent, absl::Duration remaining) const;
   // A random number in [0, 1) for jitter.
   double Random();
-  // What the request's policy says, and no less than a pause that keeps no thread busy.
-  absl::Duration RetryDelay(const AcquireOptions& options, const RetryContext& context) const {
-    const RetryPolicy& retry = options.retry != nullptr ? *options.retry : *options_.retry;
+  // What the policy says, and no less than a pause that keeps no thread busy. Null: the manager's.
+  absl::Duration RetryDelay(const RetryPolicy* policy, const RetryContext& context) const {
+    const RetryPolicy& retry = policy != nullptr ? *policy : *options_.retry;
     return std::max(retry.Delay(context), kShortestRetryDelay);
   }
 
@@ -290,10 +312,13 @@ class ManagerCore {
   // wait there: they were first to ask the holder to yield.
   void YieldToQueue(CoreShard& shard, const ResourceName& resource, ObtainRequest& request);
   bool SomebodyIsAhead(CoreShard& shard, const ResourceName& resource, Priority priority);
+  bool SomebodyWaits(CoreShard& shard, const ResourceName& resource);
+  WaitQueue* FindQueue(CoreShard& shard, const ResourceName& resource)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu);
   bool NeedsHold(const Plan& plan) const;
   // The lock of a grant. Takes over a live reference.
   Lock Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id, const Plan& plan,
-               absl::Time sent, const ObtainReply& reply);
+               absl::Time sent, const Grant& grant);
 
   // For a member of a set that holds others: told with no executor in between, on whatever thread
   // the news comes.
@@ -320,11 +345,13 @@ class ManagerCore {
                                      const Plan& plan, const AcquireOptions& options,
                                      AcquisitionId id, std::optional<ObtainReply> first,
                                      absl::Time asked_at);
-  // Lets the waiter wait. Takes over one reference. Calls `done` in every case.
-  void Enqueue(RefPtr<Waiter> waiter);
+  // Lets the waiter wait. Calls `done` in every case. `first` is the answer to its first question,
+  // if that was asked already.
+  void Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& options,
+               std::optional<ObtainReply> first);
   // Takes a waiter out of its queue with this result; false if it was out already. The caller pumps
   // the queue afterwards.
-  bool Finish(Waiter& waiter, absl::StatusOr<ObtainReply> result, bool withdraw)
+  bool Finish(Waiter& waiter, absl::Status why, bool withdraw)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void GiveUp(Waiter& waiter, Reason reason);
   // Tells the graph what an answer said.
@@ -338,25 +365,33 @@ class ManagerCore {
   bool MayHaveLeftSomething(const Waiter& waiter) const;
   // `queue` is that in which it waits, or would have.
   absl::Status GiveUpError(const Waiter& waiter, const WaitQueue& queue, Reason reason) const;
-  void Complete(Finished finished);
+  void Complete(Waiter& waiter);
 
-  void Pump(CoreShard& shard, const std::string& resource);
-  // Moves those finished with, or without, a grant to `taken`; false if there are none.
-  static bool TakeFinished(WaitQueue& queue, bool granted, std::vector<Finished>& taken);
-  // Tells blocked threads at once, and leaves the rest in `callbacks`.
-  void CompleteDirect(std::vector<Finished> finished, std::vector<Finished>& callbacks);
+  void Pump(CoreShard& shard, const ResourceName& resource) ABSL_LOCKS_EXCLUDED(shard.mu);
+  // The same with the mutex held, which it frees.
+  void PumpAndUnlock(CoreShard& shard, const ResourceName& resource) ABSL_UNLOCK_FUNCTION(shard.mu);
+  // Moves those finished with, or without, a grant to `direct` if a blocked thread is to be told,
+  // which is done at once, and else to `callbacks`. False if there are none.
+  bool TakeFinished(WaitQueue& queue, bool granted, WaiterList& direct, WaiterList& callbacks);
+  // Is it certain that asking would not get this new head the lock?
+  bool WouldBeDenied(Waiter& head, const WaiterList& callbacks) const;
   Waiter* ThiefOf(WaitQueue& queue) const;
-  void HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply> answer)
+  void HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // How long this waiter, which was just told that it has reserved, is to reserve from now on; its
   // victim's lease has this much left.
   absl::Duration ReservationLease(const Waiter& waiter, absl::Duration victim_has)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void PollAt(Waiter& waiter, absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
-  void Ask(RefPtr<Waiter> waiter);
+  // Notes that it is about to be asked for.
+  ObtainRequest BeginToAsk(Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // What the answer leaves to do without the mutex: the lock was granted to one that gave up.
+  bool TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  void GiveBack(const Waiter& waiter);
   // On a thread that was nudged: tries to take the lock before somebody else does.
   void Compete(const RefPtr<Waiter>& waiter);
-  void OnAnswer(const RefPtr<Waiter>& waiter, absl::StatusOr<ObtainReply> answer);
+  void OnAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer);
   void OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event);
 
   const std::shared_ptr<LockingProtocol> backend_;
@@ -372,7 +407,6 @@ class ManagerCore {
   CoreShard shards_[kShards];
   std::atomic<int64_t> open_shards_{kShards};
   std::atomic<int64_t> pending_{0};
-  std::atomic<int64_t> sequence_{0};
   std::atomic<uint64_t> random_state_;
   std::atomic<bool> shut_down_{false};
 

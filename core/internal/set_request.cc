@@ -350,7 +350,7 @@ void SetRequest::OnGranted(Event& event) {
 
 void SetRequest::BackOff(size_t index) {
   const absl::Duration delay = core_.RetryDelay(
-      members_[index]->options, {.attempts = ++failures_, .random = core_.Random()});
+      members_[index]->options.retry.get(), {.attempts = ++failures_, .random = core_.Random()});
   if (delay == absl::InfiniteDuration()) {  // NoRetry: only when woken.
     WaitFor(index, /*reserve_only=*/false);
     return;

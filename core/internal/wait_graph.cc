@@ -66,9 +66,9 @@ void WaitGraph::Add(Waiter& waiter) {
   waiter.waits_since = time_.fetch_add(1, std::memory_order_relaxed) + 1;
   waits_[waiter.owner].push_back({&waiter, waiter.waits_since});
   waits_count_.fetch_add(1, std::memory_order_relaxed);
-  Resource& resource = resources_[waiter.resource];
+  Resource& resource = resources_[waiter.resource.bytes()];
   ++resource.waits;
-  if (!resource.holder.empty()) Search(waiter.resource);
+  if (!resource.holder.empty()) Search(waiter.resource.bytes());
 }
 
 void WaitGraph::Remove(Waiter& waiter) {
@@ -78,22 +78,22 @@ void WaitGraph::Remove(Waiter& waiter) {
   std::erase_if(waits->second, [&](const Wait& wait) { return wait.waiter == &waiter; });
   if (waits->second.empty()) waits_.erase(waits);
   waits_count_.fetch_sub(1, std::memory_order_relaxed);
-  const auto resource = resources_.find(waiter.resource);
+  const auto resource = resources_.find(waiter.resource.bytes());
   if (--resource->second.waits == 0) resources_.erase(resource);
 }
 
 void WaitGraph::SetHolder(const Waiter& waiter, std::string_view holder, uint64_t asked) {
   absl::MutexLock lock(&mu_);
-  const auto resource = resources_.find(waiter.resource);
+  const auto resource = resources_.find(waiter.resource.bytes());
   if (resource == resources_.end() || asked < resource->second.asked) return;
   resource->second.holder = std::string(holder);
   resource->second.asked = asked;
-  if (!holder.empty()) Search(waiter.resource);
+  if (!holder.empty()) Search(waiter.resource.bytes());
 }
 
 // Does the holder of `resource` wait, over however many others, for somebody who waits for
 // `resource`? The cost is that of the holder's own waits, however many wait for it.
-void WaitGraph::Search(const std::string& resource) {
+void WaitGraph::Search(std::string_view resource) {
   const auto start = waits_.find(resources_[resource].holder);
   if (start == waits_.end()) return;
   absl::flat_hash_set<std::string_view> seen;
@@ -101,7 +101,7 @@ void WaitGraph::Search(const std::string& resource) {
   if (!Reach(start->first, nullptr, resource, seen, path)) return;
   Circle circle;
   for (size_t i = 0; i < path.size(); ++i) {
-    const Resource& held = resources_[path[i].waiter->resource];
+    const Resource& held = resources_[path[i].waiter->resource.bytes()];
     const uint64_t since = path[(i + 1) % path.size()].since;
     circle.links.push_back({.waiter = RefPtr<Waiter>::Share(path[i].waiter),
                             .holder = held.holder,
@@ -122,10 +122,10 @@ bool WaitGraph::Reach(std::string_view owner, const Waiter* entered_by, std::str
     // One that takes by force does not wait for ever.
     if (waiter.plan.grace) continue;
     if (entered_by != nullptr && GivesWay(waiter, entered_by->plan.priority)) continue;
-    const std::string& holder = resources_[waiter.resource].holder;
+    const std::string& holder = resources_[waiter.resource.bytes()].holder;
     if (holder.empty() || holder == owner) continue;
     path.push_back(wait);
-    if (waiter.resource == target) {
+    if (waiter.resource.bytes() == target) {
       // It is the one that the first of the path is waited for by.
       if (!GivesWay(*path.front().waiter, waiter.plan.priority)) return true;
     } else if (Reach(holder, &waiter, target, seen, path)) {
@@ -149,7 +149,7 @@ bool WaitGraph::Stands(const Circle& circle) {
     if (waits == waits_.end()) return false;
     const auto same = [&](const Wait& wait) { return wait.waiter == link.waiter.get(); };
     if (std::none_of(waits->second.begin(), waits->second.end(), same)) return false;
-    const auto resource = resources_.find(link.waiter->resource);
+    const auto resource = resources_.find(link.waiter->resource.bytes());
     if (resource == resources_.end() || resource->second.holder != link.holder) return false;
   }
   return true;

@@ -82,7 +82,7 @@ class WaitGraph {
     uint64_t asked = 0;
   };
 
-  void Search(const std::string& resource) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Search(std::string_view resource) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Reach(std::string_view owner, const Waiter* entered_by, std::string_view target,
              absl::flat_hash_set<std::string_view>& seen, std::vector<Wait>& path)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
