@@ -1,5 +1,3 @@
-#include "latchkey/core/internal/manager_core.h"
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -11,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/internal/set_request.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/scoped_owner.h"
@@ -804,7 +803,6 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     queue.holder_priority.reset();  // So that it asks, if it may preempt.
     if (first) {
       HandleAnswer(w, *std::move(first));
-      if (w.queue != nullptr && w.reserved) queue.successors.push_back(waiter);
     }
     // It subscribes first and then looks, so it asks again once it is registered.
     w.looking = w.attempts > 0;
@@ -840,6 +838,9 @@ bool ManagerCore::Finish(Waiter& waiter, absl::Status why, bool withdraw) {
   if (!queue->ranked_by_priority) queue->priorities.Erase(waiter);
   if (waiter.plan.reserve_below) --queue->may_preempt;
   if (waiter.in_graph) graph_->Remove(waiter);
+  const auto successor = std::find_if(queue->successors.begin(), queue->successors.end(),
+                                      [&](const auto& other) { return other.get() == &waiter; });
+  if (successor != queue->successors.end()) queue->successors.erase(successor);
   waiter.shard->waiting.fetch_sub(1, std::memory_order_relaxed);
   pending_.fetch_sub(1, std::memory_order_relaxed);
   waiter.outcome = std::move(why);
@@ -1091,9 +1092,8 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource) 
     Waiter* const thief = ThiefOf(queue);
     RefPtr<Waiter> enter;
     Waiter* successor = nullptr;
-    while (successor == nullptr && !queue.successors.empty()) {
-      // Whoever is out of the queue by now is kept alive by what took it out.
-      if (queue.successors.back()->queue != nullptr) successor = queue.successors.back().get();
+    if (!queue.successors.empty()) {
+      successor = queue.successors.back().get();
       queue.successors.pop_back();
     }
     for (Waiter* const waiter : {successor, head, thief}) {
@@ -1232,6 +1232,9 @@ void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
     // It is out of the queue, or somebody asks for it.
     if (w.queue == nullptr || w.asking) return;
     request = BeginToAsk(w);
+    // If it re-enters a hold that ends, there is nobody to ask again for one that is not
+    // registered.
+    w.asked_at = clock_.Now();
   }
   absl::StatusOr<ObtainReply> answer = AskNow(request);
   for (Spin spin; answer.ok() && answer->outcome == ObtainOutcome::kDenied && spin.Again();) {
@@ -1344,6 +1347,9 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
         Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kAcquireTimeout), true);
         return;
       }
+      // One that had just come, or was nudged and then overtaken: without a place it would never
+      // hear that the holder has left.
+      if (!waiter.registered) waiter.queue->successors.push_back(RefPtr<Waiter>::Share(&waiter));
       NoteHolder(waiter);
       PollAt(waiter, next);
       return;
