@@ -1,7 +1,6 @@
 #include "latchkey/core/executor.h"
 
 #include <algorithm>
-#include <cstddef>
 #include <deque>
 #include <thread>
 #include <utility>
@@ -10,55 +9,21 @@
 #include "absl/base/no_destructor.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "latchkey/core/internal/inline_turn.h"
 
 namespace latchkey {
 namespace {
 
-// Tasks that wait for the one that runs, first in, first out. It allocates nothing until there is
-// one, which there is not as a rule.
-class Trampoline {
- public:
-  bool empty() const { return next_ == tasks_.size(); }
-  void Push(Executor::Task task) { tasks_.push_back(std::move(task)); }
-  Executor::Task Pop() {
-    Executor::Task task = std::move(tasks_[next_++]);
-    if (empty()) {
-      tasks_.clear();
-      next_ = 0;
-    } else if (next_ >= kMostGone && next_ >= tasks_.size() / 2) {
-      tasks_.erase(tasks_.begin(), tasks_.begin() + static_cast<std::ptrdiff_t>(next_));
-      next_ = 0;
-    }
-    return task;
-  }
-
- private:
-  static constexpr size_t kMostGone = 64;
-
-  std::vector<Executor::Task> tasks_;
-  size_t next_ = 0;
-};
-
-// Each thread's: set while a task runs on it, so that tasks that arrive meanwhile wait their turn
-// instead of nesting.
-thread_local Trampoline* trampoline = nullptr;
-
 class InlineExecutorImpl : public Executor {
  public:
   void Execute(Task task) override {
-    if (trampoline != nullptr) {
-      trampoline->Push(std::move(task));
+    internal::InlineTurn turn;
+    if (!turn.mine()) {
+      internal::InlineTurn::Later(std::move(task));
       return;
     }
-    Trampoline tasks;
-    trampoline = &tasks;
     task();
     task = nullptr;  // What it captured goes before the next one runs.
-    while (!tasks.empty()) {
-      Task next = tasks.Pop();
-      next();
-    }
-    trampoline = nullptr;
   }
 };
 

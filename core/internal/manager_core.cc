@@ -1,3 +1,5 @@
+#include "latchkey/core/internal/manager_core.h"
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -9,7 +11,6 @@
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
-#include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/internal/set_request.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/scoped_owner.h"
@@ -128,6 +129,7 @@ ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOp
       }()),
       clock_(options_.clock != nullptr ? *options_.clock : RealClock()),
       executor_(options_.executor != nullptr ? *options_.executor : InlineExecutor()),
+      inline_executor_(&executor_ == &InlineExecutor()),
       barging_(options_.queue->AllowsBarging()),
       graph_(options_.detect_deadlocks ? WaitGraph::Of(backend_.get()) : nullptr),
       plain_manager_(options_.preemption == nullptr && options_.observer == nullptr &&
@@ -378,7 +380,7 @@ absl::StatusOr<ObtainReply> ManagerCore::AskNow(const ObtainRequest& request) {
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock ManagerCore::AskPlainly(
     CoreShard& shard, const ResourceName& resource, AcquisitionId id, const AcquireOptions& options,
-    std::unique_ptr<absl::StatusOr<ObtainReply>>& other) {
+    std::string_view owner, std::unique_ptr<absl::StatusOr<ObtainReply>>& other) {
   FencingToken token = 0;
   LeaseHint hint = 0;
   // By reference, since the answer is large.
@@ -395,7 +397,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock ManagerCore::AskPlainly(
   ObtainRequest request;
   request.resource = resource;
   request.acquisition = id;
-  request.owner = options.owner;
+  request.owner = owner;
   request.priority = options.priority;
   request.preemptible = options.preemptible;
   request.reserve_below = std::numeric_limits<Priority>::max();
@@ -408,13 +410,13 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock ManagerCore::AskPlainly(
 
 absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
                                           const AcquireOptions& options) {
-  if (ABSL_PREDICT_TRUE(IsPlain(options) && !resource.empty() && !CallbackScope::Active() &&
-                        current_owner == nullptr && !options.cancel.stop_requested())) {
+  if (ABSL_PREDICT_TRUE(IsPlain(resource, options) && !CallbackScope::Active() &&
+                        !options.cancel.stop_requested())) {
     CoreShard& shard = ShardOf(resource);
     if (ABSL_PREDICT_TRUE(barging_ || !SomebodyWaits(shard, resource))) {
       const AcquisitionId id = AcquisitionId::Next();
       std::unique_ptr<absl::StatusOr<ObtainReply>> other;
-      Lock lock = AskPlainly(shard, resource, id, options, other);
+      Lock lock = AskPlainly(shard, resource, id, options, options.owner, other);
       if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
       // The lock is likely to be free again before this thread would be asleep.
       const bool may_spin = barging_ && options.max_attempts == AcquireOptions::kUnlimited &&
@@ -422,7 +424,7 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
       for (Spin spin; may_spin && other->ok() && (*other)->outcome == ObtainOutcome::kDenied &&
                       spin.Again();) {
         other.reset();
-        lock = AskPlainly(shard, resource, id, options, other);
+        lock = AskPlainly(shard, resource, id, options, options.owner, other);
         if (other == nullptr) return lock;
       }
       if (!other->ok()) return BackendRefused(resource, other->status());
@@ -502,12 +504,31 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
                                                        const AcquireOptions& options,
                                                        std::string_view owner, Attempt& attempt) {
   Plan& plan = attempt.plan;
-  if (absl::Status bad = MakePlan(resource, options, plan); ABSL_PREDICT_FALSE(!bad.ok())) {
-    return bad;
-  }
-  if (!owner.empty()) plan.owner = owner;
   attempt.id = AcquisitionId::Next();
   CoreShard& shard = ShardOf(resource);
+  if (owner.empty()) owner = options.owner;
+  if (ABSL_PREDICT_TRUE(IsPlain(resource, options))) {
+    // What MakePlan would come to.
+    plan.owner = owner;
+    plan.priority = options.priority;
+    plan.preemptible = options.preemptible;
+    plan.reserve_below = std::numeric_limits<Priority>::max();
+    if (!options.cancel.stop_requested() && (barging_ || !SomebodyWaits(shard, resource))) {
+      std::unique_ptr<absl::StatusOr<ObtainReply>> other;
+      Lock lock = AskPlainly(shard, resource, attempt.id, options, owner, other);
+      if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
+      if (!other->ok()) return other->status();
+      if ((*other)->token == 0) {
+        attempt.first = *std::move(*other);
+        return std::nullopt;
+      }
+      shard.Ref();
+      return Granted(shard, resource, attempt.id, plan, kUntimed, Grant(**other));
+    }
+  } else {
+    if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
+    if (!owner.empty()) plan.owner = owner;
+  }
   if (!capabilities_.answers_at_once || options.cancel.stop_requested() ||
       (!GoesDirectly(plan, options) && SomebodyWaits(shard, resource))) {
     return std::nullopt;
@@ -818,17 +839,15 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     w.withdraw = first && first->outcome == ObtainOutcome::kReserved;
     queue.finished.push_back(waiter);
   }
-  if (length > 0 && seen != nullptr) {
-    shard.mu.Unlock();
-    seen->OnQueueLength(w.resource.bytes(), length);
-    shard.mu.Lock();
+  const bool suspects = graph_ != nullptr && graph_->HasSuspects();
+  if (seen == nullptr && !suspects) {
+    PumpAndUnlock(shard, w.resource, &queue);
+    return;
   }
-  if (graph_ != nullptr && graph_->HasSuspects()) {
-    shard.mu.Unlock();
-    ResolveDeadlocks();
-    shard.mu.Lock();
-  }
-  PumpAndUnlock(shard, w.resource);
+  shard.mu.Unlock();
+  if (length > 0 && seen != nullptr) seen->OnQueueLength(w.resource.bytes(), length);
+  if (suspects) ResolveDeadlocks();
+  Pump(shard, w.resource);
 }
 
 bool ManagerCore::Finish(Waiter& waiter, absl::Status why, bool withdraw) {
@@ -1056,11 +1075,11 @@ bool ManagerCore::WouldBeDenied(Waiter& head, const WaiterList& callbacks) const
 
 void ManagerCore::Pump(CoreShard& shard, const ResourceName& resource) {
   shard.mu.Lock();
-  PumpAndUnlock(shard, resource);
+  PumpAndUnlock(shard, resource, FindQueue(shard, resource));
 }
 
-void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource) {
-  WaitQueue* const found = FindQueue(shard, resource);
+void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
+                                WaitQueue* const found) {
   if (found == nullptr || found->pumping) {
     // Whoever pumps looks again before it stops.
     shard.mu.Unlock();
@@ -1404,7 +1423,7 @@ void ManagerCore::PollAt(Waiter& waiter, absl::Time at) {
     }
     waiter->poll_timer = 0;
     waiter->ask_due = true;
-    PumpAndUnlock(shard, waiter->resource);
+    PumpAndUnlock(shard, waiter->resource, waiter->queue);
   });
 }
 
@@ -1428,7 +1447,7 @@ void ManagerCore::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event)
     return;
   }
   waiter->ask_due = true;
-  PumpAndUnlock(shard, waiter->resource);
+  PumpAndUnlock(shard, waiter->resource, waiter->queue);
 }
 
 // ---- Looking in ----

@@ -36,10 +36,12 @@
 #include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/hold.h"
+#include "latchkey/core/internal/inline_turn.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/internal/wait_graph.h"
 #include "latchkey/core/internal/wait_order.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey::internal {
 
@@ -252,11 +254,17 @@ class ManagerCore {
   // Runs user code on the executor.
   template <typename Task>
   void RunUser(Task task) {
-    executor_.Execute([task = std::move(task)]() mutable {
+    auto scoped = [task = std::move(task)]() mutable {
       CallbackScope scope;
       Task mine = std::move(task);  // What it captured may be user code, too, and ends in here.
       mine();
-    });
+    };
+    if (inline_executor_) {
+      InlineTurn turn;
+      if (turn.mine()) return scoped();
+      return InlineTurn::Later(std::move(scoped));
+    }
+    executor_.Execute(std::move(scoped));
   }
   // What drift and margin leave of a finite lease (rule C2).
   absl::Duration TimeOf(absl::Duration lease) const;
@@ -288,17 +296,17 @@ class ManagerCore {
 
   // A request with nothing in it that the plan would have to work out: its hold is plain, and the
   // backend answers at once.
-  bool IsPlain(const AcquireOptions& options) const {
-    return plain_manager_ && !options.lease && options.max_hold == absl::InfiniteDuration() &&
-           !options.preemption_grace && options.preemption == nullptr &&
-           options.acquire_timeout >= absl::ZeroDuration() && options.max_attempts >= 1 &&
-           options.max_execution_time > absl::ZeroDuration() &&
+  bool IsPlain(const ResourceName& resource, const AcquireOptions& options) const {
+    return plain_manager_ && current_owner == nullptr && !resource.empty() && !options.lease &&
+           options.max_hold == absl::InfiniteDuration() && !options.preemption_grace &&
+           options.preemption == nullptr && options.acquire_timeout >= absl::ZeroDuration() &&
+           options.max_attempts >= 1 && options.max_execution_time > absl::ZeroDuration() &&
            options.max_occupation_time > absl::ZeroDuration();
   }
   // Asks the backend for a plain request. Without a grant, `other` says what came instead. Takes a
   // live reference for the lock if there is one.
   Lock AskPlainly(CoreShard& shard, const ResourceName& resource, AcquisitionId id,
-                  const AcquireOptions& options,
+                  const AcquireOptions& options, std::string_view owner,
                   std::unique_ptr<absl::StatusOr<ObtainReply>>& other);
 
   absl::Status CheckOptions(const ResourceName& resource, const AcquireOptions& options) const;
@@ -368,8 +376,9 @@ class ManagerCore {
   void Complete(Waiter& waiter);
 
   void Pump(CoreShard& shard, const ResourceName& resource) ABSL_LOCKS_EXCLUDED(shard.mu);
-  // The same with the mutex held, which it frees.
-  void PumpAndUnlock(CoreShard& shard, const ResourceName& resource) ABSL_UNLOCK_FUNCTION(shard.mu);
+  // The same with the mutex held, which it frees. Null: nothing to do.
+  void PumpAndUnlock(CoreShard& shard, const ResourceName& resource, WaitQueue* queue)
+      ABSL_UNLOCK_FUNCTION(shard.mu);
   // Moves those finished with, or without, a grant to `direct` if a blocked thread is to be told,
   // which is done at once, and else to `callbacks`. False if there are none.
   bool TakeFinished(WaitQueue& queue, bool granted, WaiterList& direct, WaiterList& callbacks);
@@ -399,6 +408,7 @@ class ManagerCore {
   const LockManagerOptions options_;
   Clock& clock_;
   Executor& executor_;
+  const bool inline_executor_;
   const bool barging_;
   const std::shared_ptr<WaitGraph> graph_;  // Null: deadlocks are not looked for.
   // The backend answers at once and needs neither leases nor names to be told, nobody observes, and
