@@ -517,7 +517,7 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
       std::unique_ptr<absl::StatusOr<ObtainReply>> other;
       Lock lock = AskPlainly(shard, resource, attempt.id, options, owner, other);
       if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
-      if (!other->ok()) return other->status();
+      if (!other->ok()) return BackendRefused(resource, other->status());
       if ((*other)->token == 0) {
         attempt.first = *std::move(*other);
         return std::nullopt;
