@@ -6,7 +6,6 @@
 // expiry, policies. "Time" is real time for each acquire and release, summed over all threads. On a
 // machine that others use, compare lines of one run only, and look at the median of repetitions
 // (--benchmark_repetitions=9 --benchmark_enable_random_interleaving=true).
-#include <atomic>
 #include <coroutine>
 #include <cstdint>
 #include <deque>
@@ -28,7 +27,7 @@
 #include "benchmarks/peers.h"
 #include "latchkey/core/coroutine.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/observer.h"
+#include "latchkey/core/stats_observer.h"
 #include "latchkey/memory_backend/memory_backend.h"
 
 namespace latchkey::benchmarks {
@@ -145,16 +144,6 @@ void WithOptions(benchmark::State& state, const AcquireOptions& options,
     benchmark::DoNotOptimize(lock);
   }
 }
-
-// An observer that does next to nothing: what is measured is that there is one.
-class CountingObserver : public Observer {
- public:
-  void OnAcquired(const Subject&, absl::Duration) override { ++events_; }
-  void OnReleased(const Subject&, absl::Duration) override { ++events_; }
-
- private:
-  std::atomic<int64_t> events_ = 0;
-};
 
 void Async(benchmark::State& state) {
   LockManager manager = NewManager();
@@ -367,7 +356,7 @@ void RegisterAll() {
            [](auto& state) { WithOptions(state, {.lease = absl::Seconds(30)}); });
   Register("Latchkey", "owner", [](auto& state) { WithOptions(state, {.owner = "worker 17"}); });
   Register("Latchkey", "observer", [](auto& state) {
-    WithOptions(state, {}, {.observer = std::make_shared<CountingObserver>()});
+    WithOptions(state, {}, {.observer = std::make_shared<StatsObserver>()});
   });
   Register("Latchkey", "uncontended_beside_held:1000000",
            [](auto& state) { BesideHeld(state, 1000000); });

@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly baseline=benchmarks/instructions_baseline.txt
-readonly workloads="floor uncontended owner lease async preempt hand_over"
+readonly workloads="floor uncontended owner lease observer run async preempt hand_over"
 readonly tolerance=5 # Percent.
 
 command -v valgrind >/dev/null || {

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "benchmarks/peers.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/core/stats_observer.h"
 #include "latchkey/memory_backend/memory_backend.h"
 
 namespace latchkey::benchmarks {
@@ -23,8 +24,8 @@ namespace {
 
 constexpr char kKey[] = "orders/0000012345";
 
-LockManager NewManager() {
-  absl::StatusOr<LockManager> manager = LockManager::Create(NewMemoryBackend());
+LockManager NewManager(LockManagerOptions options = {}) {
+  absl::StatusOr<LockManager> manager = LockManager::Create(NewMemoryBackend(), std::move(options));
   CHECK_OK(manager);
   return *std::move(manager);
 }
@@ -36,8 +37,9 @@ void Peer(int64_t count) {
   for (int64_t i = 0; i < count; ++i) auto guard = table->Acquire(key);
 }
 
-void Blocking(int64_t count, const AcquireOptions& options) {
-  LockManager manager = NewManager();
+void Blocking(int64_t count, const AcquireOptions& options,
+              LockManagerOptions manager_options = {}) {
+  LockManager manager = NewManager(std::move(manager_options));
   const std::string key = kKey;
   for (int64_t i = 0; i < count; ++i) CHECK_OK(manager.Acquire(key, options));
 }
@@ -46,6 +48,14 @@ void Uncontended(int64_t count) {
   LockManager manager = NewManager();
   const std::string key = kKey;
   for (int64_t i = 0; i < count; ++i) CHECK_OK(manager.Acquire(key));
+}
+
+void Run(int64_t count) {
+  LockManager manager = NewManager();
+  const std::string key = kKey;
+  for (int64_t i = 0; i < count; ++i) {
+    CHECK_OK(manager.Run(key, {}, [](LockContext&) { return absl::OkStatus(); }));
+  }
 }
 
 void Async(int64_t count) {
@@ -93,6 +103,9 @@ const std::map<std::string, std::function<void(int64_t)>>& Workloads() {
       {"uncontended", Uncontended},
       {"owner", [](int64_t count) { Blocking(count, {.owner = "worker 17"}); }},
       {"lease", [](int64_t count) { Blocking(count, {.lease = absl::Seconds(30)}); }},
+      {"observer",
+       [](int64_t count) { Blocking(count, {}, {.observer = std::make_shared<StatsObserver>()}); }},
+      {"run", Run},
       {"async", Async},
       {"preempt", Preempt},
       {"hand_over", HandOver},

@@ -50,6 +50,7 @@ class RealClockImpl : public Clock {
   }
 
   bool Cancel(TimerId timer) override {
+    if (timer == 0) return false;
     absl::AnyInvocable<void()> dropped;  // Destroyed after the mutex is free.
     absl::MutexLock lock(&mu_);
     const auto due = due_.find(timer);

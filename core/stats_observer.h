@@ -37,23 +37,22 @@ class DurationHistogram {
 
   void Add(absl::Duration duration);
 
-  // How many in all, and how many of them at most kBounds[i].
-  int64_t count() const { return count_.load(std::memory_order_relaxed); }
+  // How many in all, and how many of them at most kBounds[i] (all, if `i` is the last range).
+  int64_t count() const { return CountUpTo(kBounds.size()); }
   int64_t CountUpTo(size_t i) const;
   absl::Duration sum() const {
     return absl::Nanoseconds(nanoseconds_.load(std::memory_order_relaxed));
   }
 
  private:
-  std::array<std::atomic<int64_t>, kBounds.size()> ranges_{};
-  std::atomic<int64_t> count_{0};
+  std::array<std::atomic<int64_t>, kBounds.size() + 1> ranges_{};
   std::atomic<int64_t> nanoseconds_{0};
 };
 
 class StatsObserver : public Observer {
  public:
-  int64_t acquired() const { return Read(acquired_); }
-  int64_t released() const { return Read(released_); }
+  int64_t acquired() const { return wait_time_.count(); }
+  int64_t released() const { return hold_time_.count(); }
   int64_t preempted() const { return Read(preempted_); }
   int64_t stolen() const { return Read(stolen_); }
   int64_t expired() const { return Read(expired_); }
@@ -88,8 +87,6 @@ class StatsObserver : public Observer {
   static int64_t Read(const Counter& counter) { return counter.load(std::memory_order_relaxed); }
   static void Count(Counter& counter) { counter.fetch_add(1, std::memory_order_relaxed); }
 
-  Counter acquired_{0};
-  Counter released_{0};
   Counter preempted_{0};
   Counter stolen_{0};
   Counter expired_{0};

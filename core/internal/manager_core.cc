@@ -306,8 +306,7 @@ bool ManagerCore::SomebodyIsAhead(CoreShard& shard, const ResourceName& resource
   return queue != nullptr && !queue->empty() && queue->most_urgent()->plan.priority >= priority;
 }
 
-bool ManagerCore::SomebodyWaits(CoreShard& shard, const ResourceName& resource) {
-  if (ABSL_PREDICT_TRUE(shard.waiting.load(std::memory_order_relaxed) == 0)) return false;
+bool ManagerCore::HasWaiters(CoreShard& shard, const ResourceName& resource) {
   absl::MutexLock lock(&shard.mu);
   const WaitQueue* const queue = FindQueue(shard, resource);
   return queue != nullptr && !queue->empty();

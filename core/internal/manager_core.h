@@ -320,7 +320,11 @@ class ManagerCore {
   // wait there: they were first to ask the holder to yield.
   void YieldToQueue(CoreShard& shard, const ResourceName& resource, ObtainRequest& request);
   bool SomebodyIsAhead(CoreShard& shard, const ResourceName& resource, Priority priority);
-  bool SomebodyWaits(CoreShard& shard, const ResourceName& resource);
+  bool SomebodyWaits(CoreShard& shard, const ResourceName& resource) {
+    return ABSL_PREDICT_FALSE(shard.waiting.load(std::memory_order_relaxed) != 0) &&
+           HasWaiters(shard, resource);
+  }
+  bool HasWaiters(CoreShard& shard, const ResourceName& resource);
   WaitQueue* FindQueue(CoreShard& shard, const ResourceName& resource)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu);
   bool NeedsHold(const Plan& plan) const;

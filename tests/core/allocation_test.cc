@@ -7,7 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/memory_backend/memory_backend.h"
@@ -83,6 +85,49 @@ TEST_F(AllocationTest, WithANamedOwner) {
               ASSERT_TRUE(lock.ok());
             }),
             0);
+}
+
+TEST_F(AllocationTest, CallbackForm) {
+  int64_t granted = 0;
+  EXPECT_EQ(AllocationsOf([&] {
+              locks_->AcquireAsync(key_, {}, [&granted](const absl::StatusOr<Lock>& lock) {
+                granted += lock.ok() ? 1 : 0;
+              });
+            }),
+            0);
+  EXPECT_GT(granted, 0);
+}
+
+TEST_F(AllocationTest, BesideOthersThatWait) {
+  const absl::StatusOr<Lock> held = locks_->Acquire("busy");
+  for (int i = 0; i < 100; ++i) {
+    locks_->AcquireAsync("busy", {}, [](const absl::StatusOr<Lock>&) {});
+  }
+  EXPECT_EQ(AllocationsOf([&] {
+              const absl::StatusOr<Lock> lock = locks_->Acquire(key_);
+              ASSERT_TRUE(lock.ok());
+            }),
+            0);
+}
+
+// The forms below give the lock a life of its own, which is what they allocate for: no more than
+// this, and nothing that stays.
+
+TEST_F(AllocationTest, AFiniteLeaseTakesAFewBlocks) {
+  EXPECT_LE(AllocationsOf([&] {
+              const absl::StatusOr<Lock> lock = locks_->Acquire(key_, {.lease = absl::Seconds(30)});
+              ASSERT_TRUE(lock.ok());
+            }),
+            3 * 1000);
+}
+
+TEST_F(AllocationTest, RunTakesAFewBlocks) {
+  EXPECT_LE(AllocationsOf([&] {
+              const absl::Status status =
+                  locks_->Run(key_, {}, [](LockContext&) { return absl::OkStatus(); });
+              ASSERT_TRUE(status.ok());
+            }),
+            3 * 1000);
 }
 
 TEST_F(AllocationTest, ExplicitRelease) {
