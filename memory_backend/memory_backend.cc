@@ -562,7 +562,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   static LockRecord RecordOf(const Slot& slot) {
     LockRecord record;
     if (!slot.handle.IsNone()) {
-      LockRecord::Holder& holder = record.holder.emplace();
+      record.holder = LockRecord::Holder();
+      LockRecord::Holder& holder = *record.holder;
       holder.handles.push_back(slot.handle);
       holder.priority = slot.priority;
       holder.token = slot.token;
