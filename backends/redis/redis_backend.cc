@@ -99,8 +99,8 @@ class Core : public Connection::Listener {
   size_t ConnectionOf(size_t hash) const { return hash % commands_.size(); }
   ScriptCall MakeScript(Step step, std::string_view resource,
                         std::initializer_list<std::string_view> arguments) const {
-    return ScriptCall(step, RecordKey(options_.key_prefix, resource),
-                      WaitingListKey(options_.key_prefix, resource), marker_key_, arguments);
+    const std::string record = RecordKey(options_.key_prefix, resource);
+    return ScriptCall(step, record, WaitingListKeyOf(record), marker_key_, arguments);
   }
   const RedisBackendOptions& options() const { return options_; }
   const std::string& channel_prefix() const { return channel_prefix_; }

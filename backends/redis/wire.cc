@@ -11,18 +11,25 @@
 namespace latchkey::redis {
 namespace {
 
-void AppendEscaped(std::string& out, std::string_view resource) {
+bool IsPlain(char c) {
   constexpr std::string_view kPlain = "-_./:@";
+  return absl::ascii_isalnum(static_cast<unsigned char>(c)) || kPlain.find(c) != kPlain.npos;
+}
+
+// Names may be long, so what needs no escape is copied in one go.
+void AppendEscaped(std::string& out, std::string_view resource) {
   constexpr char kHex[] = "0123456789ABCDEF";
-  for (const char c : resource) {
-    if (absl::ascii_isalnum(static_cast<unsigned char>(c)) || kPlain.find(c) != kPlain.npos) {
-      out.push_back(c);
-    } else {
-      const auto byte = static_cast<unsigned char>(c);
-      out.push_back('%');
-      out.push_back(kHex[byte >> 4]);
-      out.push_back(kHex[byte & 15]);
-    }
+  while (!resource.empty()) {
+    const auto plain_end = std::find_if_not(resource.begin(), resource.end(), IsPlain);
+    const auto plain = static_cast<size_t>(plain_end - resource.begin());
+    out.append(resource.substr(0, plain));
+    resource.remove_prefix(plain);
+    if (resource.empty()) return;
+    const auto byte = static_cast<unsigned char>(resource.front());
+    out.push_back('%');
+    out.push_back(kHex[byte >> 4]);
+    out.push_back(kHex[byte & 15]);
+    resource.remove_prefix(1);
   }
 }
 
@@ -48,7 +55,11 @@ std::string RecordKey(std::string_view prefix, std::string_view resource) {
 }
 
 std::string WaitingListKey(std::string_view prefix, std::string_view resource) {
-  return absl::StrCat(RecordKey(prefix, resource), ":waiting");
+  return WaitingListKeyOf(RecordKey(prefix, resource));
+}
+
+std::string WaitingListKeyOf(std::string_view record_key) {
+  return absl::StrCat(record_key, ":waiting");
 }
 
 std::string MarkerKey(std::string_view prefix) { return absl::StrCat(prefix, "marker"); }

@@ -28,6 +28,7 @@ inline constexpr absl::Duration kTokenSlack = absl::Seconds(10);
 // digits and -_./:@) are percent-encoded. The braces keep both in one slot.
 std::string RecordKey(std::string_view prefix, std::string_view resource);
 std::string WaitingListKey(std::string_view prefix, std::string_view resource);
+std::string WaitingListKeyOf(std::string_view record_key);
 std::string MarkerKey(std::string_view prefix);
 std::string ChannelPrefix(std::string_view prefix);
 
