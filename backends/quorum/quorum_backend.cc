@@ -111,8 +111,11 @@ struct Round {
 
 class Quorum : public std::enable_shared_from_this<Quorum> {
  public:
-  Quorum(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock)
-      : servers_(std::move(servers)), clock_(clock), majority_(servers_.size() / 2 + 1) {}
+  Quorum(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock, absl::Duration margin)
+      : servers_(std::move(servers)),
+        clock_(clock),
+        margin_(margin),
+        majority_(servers_.size() / 2 + 1) {}
 
   void Obtain(const ObtainRequest& request, ObtainCallback done);
   void Release(const HoldRef& hold, ReleaseCallback done);
@@ -157,6 +160,10 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   // Gives back whatever this server may have, under the id it knows, and takes a new id.
   void Drop(const AttemptPtr& attempt, size_t i, Actions& actions)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  // Gives back what a minority still has of a hold that was lost: it is worth nothing. But the
+  // holder may have looked just before, and have no majority without it, so that it stays for the
+  // margin.
+  void DropRest(const AttemptPtr& attempt) ABSL_LOCKS_EXCLUDED(attempt->mutex);
   std::string Votes(const Attempt& attempt) const ABSL_SHARED_LOCKS_REQUIRED(attempt.mutex);
 
   void WatchServer(const AttemptPtr& attempt, size_t i);
@@ -166,6 +173,8 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   // Constant after construction.
   const std::vector<std::shared_ptr<LockingProtocol>> servers_;
   Clock& clock_;
+  // How long a holder may act on what it saw when it last looked (`lease_margin`).
+  const absl::Duration margin_;
   const size_t majority_;
 
   absl::Mutex mutex_;
@@ -689,6 +698,34 @@ void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions) {
   }
 }
 
+void Quorum::DropRest(const AttemptPtr& attempt) {
+  std::vector<AcquisitionId> ids;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    for (const Node& node : attempt->nodes) {
+      ids.push_back(node.vote == Vote::kGranted ? node.id : AcquisitionId());
+    }
+  }
+  const auto drop = [weak = weak_from_this(), attempt, ids] {
+    const auto self = weak.lock();
+    if (self == nullptr) return;
+    Actions actions;
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      for (size_t i = 0; i < ids.size(); ++i) {
+        // Unless it was released meanwhile, or is held anew.
+        if (!attempt->holds && attempt->nodes[i].id == ids[i]) self->Drop(attempt, i, actions);
+      }
+    }
+    RunAll(std::move(actions));
+  };
+  if (margin_ > absl::ZeroDuration()) {
+    clock_.RunAt(clock_.Now() + margin_, drop);
+  } else {
+    drop();
+  }
+}
+
 void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                   absl::StatusOr<ObtainReply> outcome, Actions& actions) {
   round->failed = true;
@@ -891,17 +928,14 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
               }
               done = std::exchange(count->done, nullptr);
             }
-            Actions actions;
             if (result.ok() && result->outcome == ExtendOutcome::kNotHeld) {
-              // What a minority still has is worth nothing.
-              absl::MutexLock lock(&attempt->mutex);
-              if (std::exchange(attempt->holds, false)) {
-                for (size_t j = 0; j < self->size(); ++j) {
-                  if (attempt->nodes[j].vote == Vote::kGranted) self->Drop(attempt, j, actions);
-                }
+              bool lost;
+              {
+                absl::MutexLock lock(&attempt->mutex);
+                lost = std::exchange(attempt->holds, false);
               }
+              if (lost) self->DropRest(attempt);
             }
-            RunAll(std::move(actions));
             self->Leave(attempt);
             done(std::move(result));
           });
@@ -1088,7 +1122,7 @@ class QuorumBackend final : public LockingProtocol {
  public:
   QuorumBackend(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock)
       : capabilities_(Common(servers)),
-        quorum_(std::make_shared<Quorum>(std::move(servers), clock)) {}
+        quorum_(std::make_shared<Quorum>(std::move(servers), clock, capabilities_.lease_margin)) {}
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
     if (absl::Status status = CheckRequest(request, capabilities_); !status.ok()) {

@@ -226,6 +226,47 @@ TEST_P(QuorumRecoveryTest, WhatWasReadIsWrittenBack) {
   EXPECT_GT(next->token, before);
 }
 
+TEST_P(QuorumRecoveryTest, WhatIsLeftOfALostHoldStaysUntilItsHolderHasSurelyLeft) {
+  OnlyFrom(0, majority());
+  const AcquisitionId id = AcquisitionId::Next();
+  ASSERT_TRUE(Obtain(id).ok());
+  OnlyFrom(0, GetParam());
+  At(0).LoseData();
+  const auto grants = [&] {
+    int held = 0;
+    for (int i = 0; i < GetParam(); ++i) {
+      At(i).inner().Inspect(std::nullopt, [&](const ResourceState& state) { held += state.held; });
+    }
+    return held;
+  };
+  ASSERT_EQ(grants(), majority() - 1);
+  // The holder looked just before, and has not heard yet that it holds no majority any more.
+  ExtendReply extended;
+  quorum_->Extend({.resource = "r", .acquisition = id}, absl::Seconds(5),
+                  [&](absl::StatusOr<ExtendReply> reply) { extended = *reply; });
+  EXPECT_EQ(extended.outcome, ExtendOutcome::kNotHeld);
+  EXPECT_EQ(grants(), majority() - 1);
+  const absl::StatusOr<ObtainReply> other = Obtain(AcquisitionId::Next());
+  EXPECT_FALSE(other.ok() && other->token != 0) << "the server that lost its data grants nothing";
+  clock_.AdvanceBy(quorum_->capabilities().lease_margin);
+  EXPECT_EQ(grants(), 0) << "worth nothing, and in the way of others";
+}
+
+TEST_P(QuorumRecoveryTest, AHolderThatLeavesAfterItsLossGivesBackWhatIsLeft) {
+  OnlyFrom(0, majority());
+  const AcquisitionId id = AcquisitionId::Next();
+  ASSERT_TRUE(Obtain(id).ok());
+  OnlyFrom(0, GetParam());
+  At(0).LoseData();
+  quorum_->Extend({.resource = "r", .acquisition = id}, absl::Seconds(5),
+                  [](absl::StatusOr<ExtendReply>) {});
+  Release(id);
+  for (int i = 0; i < GetParam(); ++i) {
+    At(i).inner().Inspect(std::nullopt, [](const ResourceState&) { FAIL() << "left behind"; });
+  }
+  clock_.AdvanceBy(quorum_->capabilities().lease_margin);
+}
+
 INSTANTIATE_TEST_SUITE_P(Servers, QuorumRecoveryTest, testing::Values(3, 5),
                          testing::PrintToStringParamName());
 
