@@ -14,8 +14,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "latchkey/backends/quorum/quorum_backend.h"
+#include "latchkey/core/lock_context.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/core/locker.h"
+#include "latchkey/core/transaction.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/simulated_clock.h"
 
@@ -25,6 +28,8 @@ namespace {
 constexpr absl::Duration kMargin = absl::Milliseconds(20);
 constexpr double kDrift = 0.01;
 constexpr absl::Duration kAnswerTimeout = absl::Milliseconds(500);
+// What every lease is bounded by where servers may lose their data.
+constexpr absl::Duration kMaxLease = absl::Seconds(10);
 // The last priority: whoever has it comes before all others.
 constexpr Priority kHighest = 1000;
 
@@ -70,6 +75,82 @@ class ObservedClock : public Clock {
  private:
   SimulatedClock& clock_;
   const std::function<void()> after_;
+};
+
+// A server of a quorum that may lose its data. It keeps the rule of recovery: nothing is granted
+// before every lease from before the loss is over, and from then on it says of each resource that
+// its fence is lost, until a quorum has confirmed a token there.
+class LosingServer : public LockingProtocol {
+ public:
+  explicit LosingServer(Clock& clock) : clock_(clock), capabilities_(Empty()->capabilities()) {
+    capabilities_.infinite_lease = false;
+    capabilities_.max_lease = kMaxLease;
+    capabilities_.default_lease = kMaxLease / 2;
+    inner_ = Empty();
+  }
+
+  void LoseData() {
+    inner_ = Empty();
+    ++losses_;
+    recovered_at_ = clock_.Now() + kMaxLease;
+    known_.clear();
+  }
+  bool Knows(const std::string& resource) const {
+    return losses_ == 0 || (clock_.Now() >= recovered_at_ && known_.contains(resource));
+  }
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    const bool lost = !Knows(std::string(request.resource.bytes()));
+    if (clock_.Now() < recovered_at_ || (lost && !request.reads_fence_back)) {
+      done(BackendUnavailableError("it is recovering"));
+      return;
+    }
+    inner_->Obtain(request, [lost, &done](absl::StatusOr<ObtainReply> reply) {
+      if (reply.ok() && lost) {
+        reply->fence_lost = true;
+        reply->fence = 0;
+      }
+      done(std::move(reply));
+    });
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    inner_->Release(hold, std::move(done));
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    inner_->Extend(hold, lease, std::move(done));
+  }
+  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
+    const std::string resource(hold.resource.bytes());
+    inner_->Confirm(hold, token, [&](absl::StatusOr<ConfirmReply> reply) {
+      if (reply.ok() && reply->outcome == ConfirmOutcome::kConfirmed) known_.insert(resource);
+      done(std::move(reply));
+    });
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    // What was watched before a loss is forgotten with the rest.
+    return inner_->Watch(request, [this, losses = losses_, on_event = std::move(on_event)](
+                                      const WatchEvent& event) mutable {
+      if (losses == losses_) on_event(event);
+    });
+  }
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+  void Inspect(std::optional<ResourceName> resource,
+               absl::FunctionRef<void(const ResourceState&)> visitor) const override {
+    inner_->Inspect(resource, visitor);
+  }
+
+ private:
+  // One shard, so that one counter makes all tokens; it begins at 1 again.
+  std::shared_ptr<LockingProtocol> Empty() const {
+    return NewMemoryBackend({.clock = &clock_, .shards = 1});
+  }
+
+  Clock& clock_;
+  BackendCapabilities capabilities_;
+  std::shared_ptr<LockingProtocol> inner_;
+  int losses_ = 0;
+  absl::Time recovered_at_ = absl::InfinitePast();
+  std::set<std::string> known_;  // Since the last loss.
 };
 
 // Looks at what a server grants.
@@ -138,12 +219,17 @@ class Tap : public LockingProtocol {
 struct Protected {
   FencingToken largest = 0;
   FencingToken last_entered = 0;
+  // Whose these are.
+  const struct Work* wrote_largest = nullptr;
+  const struct Work* entered_last = nullptr;
 };
 
 struct Client {
   int number = 0;
   std::vector<std::shared_ptr<FaultInjectingProtocol>> links;
   Clock* clock = nullptr;
+  std::shared_ptr<LockingProtocol> backend;
+  LockManagerOptions options;
   std::optional<LockManager> manager;
   bool dead = false;
   bool paused = false;
@@ -155,20 +241,37 @@ struct Work {
   int number = 0;
   Op op;
   Client* client = nullptr;
-  enum { kWaiting, kInside, kDone } state = kWaiting;
+  // kRunning: a transaction, which waits and is inside by turns.
+  enum { kWaiting, kInside, kRunning, kDone } state = kWaiting;
   absl::Time asked;  // By the client's clock.
   absl::Time asked_at;
   absl::Time settled_at = absl::InfiniteFuture();
+  absl::Time left_at = absl::InfiniteFuture();
   Lock lock;
   LockSet set;
+  // kRun.
+  std::optional<LockContext> context;
+  LockManager::FinishCallback finish;
+  std::optional<std::stop_callback<std::function<void()>>> on_stop;
+  bool run_ended = false;
+  // kTransaction.
+  std::optional<TransactionHandle<void>> transaction;
+  class Simulation* simulation = nullptr;
   std::stop_source cancel;
   // It looked, and is about to write; it does not leave before that.
   int about_to_write = 0;
   bool about_to_leave = false;
 
   bool together() const { return op.resources.size() > 1; }
-  bool IsHeld() const { return together() ? set.IsHeld() : lock.IsHeld(); }
+  bool IsHeld() const {
+    if (context) {
+      const Reason reason = ReasonOf(context->CheckPoint());
+      return reason == Reason::kNone || reason == Reason::kYieldRequested;
+    }
+    return together() ? set.IsHeld() : lock.IsHeld();
+  }
   FencingToken Token(int resource) const {
+    if (context) return context->fencing_token(ResourceOf(resource));
     return together() ? set.fencing_token(ResourceOf(resource)) : lock.fencing_token();
   }
   bool Uses(int resource) const {
@@ -188,8 +291,15 @@ class Simulation {
     const int servers = scenario.world == World::kQuorum ? 3 : 1;
     for (int i = 0; i < servers; ++i) {
       last_token_.emplace_back();
+      std::shared_ptr<LockingProtocol> server;
+      if (scenario.world == World::kQuorum) {
+        losing_servers_.push_back(std::make_shared<LosingServer>(clock_));
+        server = losing_servers_.back();
+      } else {
+        server = NewMemoryBackend({.clock = &clock_, .shards = 1});
+      }
       servers_.push_back(std::make_shared<Tap>(
-          NewMemoryBackend({.clock = &clock_, .shards = 1}),
+          std::move(server),
           [this, i](const ObtainRequest& request, const ObtainReply& reply) {
             OnGrantAtServer(i, request, reply);
           },
@@ -202,10 +312,15 @@ class Simulation {
                   Say("    acquisition ", number, " ", words);
                 }));
     }
+    for (const Policies& policies : scenario.policies) {
+      by_priority_ &= policies.queue == Policies::Queue::kPriority &&
+                      policies.preemption == Policies::Preemption::kLower;
+    }
     for (int i = 0; i < scenario.clients; ++i) clients_.push_back(NewClient(i));
     for (const Op& op : scenario.ops) {
       if (op.lease) longest_lease_ = std::max(longest_lease_, *op.lease);
       if (op.grace) forced_ = true;
+      if (op.kind == Op::Kind::kLoseData) may_lose_data_ = true;
       last_op_ = std::max(last_op_, op.at);
     }
   }
@@ -217,7 +332,9 @@ class Simulation {
     Advance(start_ + last_op_ + absl::Milliseconds(500), [] { return false; });
     if (Good()) HealAndFinish();
     End();
-    return {violation_, events_, grants_, trace_};
+    outcome_.violation = violation_;
+    outcome_.trace = trace_;
+    return outcome_;
   }
 
  private:
@@ -276,9 +393,59 @@ class Simulation {
       client.clock = &client.links[0]->client_clock();
       backend = links.size() == 1 ? links[0] : *NewQuorumBackend(links, {.clock = client.clock});
     }
-    client.manager = *LockManager::Create(
-        backend, {.clock = client.clock, .random_seed = seed + 9, .detect_deadlocks = false});
+    client.backend = backend;
+    client.options = {.clock = client.clock, .random_seed = seed + 9, .detect_deadlocks = false};
+    if (number < static_cast<int>(scenario_.policies.size())) {
+      SetPolicies(scenario_.policies[number], client.options);
+    }
+    client.manager = *LockManager::Create(client.backend, client.options);
     return &client;
+  }
+
+  static void SetPolicies(const Policies& policies, LockManagerOptions& options) {
+    switch (policies.queue) {
+      case Policies::Queue::kPriority:
+        break;
+      case Policies::Queue::kFifo:
+        options.queue = FifoQueue();
+        break;
+      case Policies::Queue::kAgeing:
+        options.queue = AgeingQueue();
+        break;
+      case Policies::Queue::kBarging:
+        options.queue = PriorityQueue({.barging = true});
+        break;
+    }
+    switch (policies.preemption) {
+      case Policies::Preemption::kLower:
+        break;
+      case Policies::Preemption::kByMargin:
+        options.preemption = PreemptByMargin(2);
+        break;
+      case Policies::Preemption::kNever:
+        options.preemption = NeverPreempt();
+        break;
+    }
+    switch (policies.retry) {
+      case Policies::Retry::kBackoff:
+        break;
+      case Policies::Retry::kFixed:
+        options.retry = FixedDelay(absl::Milliseconds(300));
+        break;
+      case Policies::Retry::kNone:
+        options.retry = NoRetry();
+        break;
+    }
+    switch (policies.admission) {
+      case Policies::Admit::kMany:
+        break;
+      case Policies::Admit::kFew:
+        options.admission = LimitPending({.per_resource = 2});
+        break;
+      case Policies::Admit::kShed:
+        options.admission = ShedLowestPriority({.per_resource = 2});
+        break;
+    }
   }
 
   void Crash(Client& client) {
@@ -310,6 +477,15 @@ class Simulation {
       case Op::Kind::kCrash:
         if (!client.links.empty()) client.links[0]->CrashAfter(op.steps);
         return;
+      case Op::Kind::kNewManager:
+        // A paused client does it when it goes on.
+        client.clock->RunAt(client.clock->Now(), [this, &client] {
+          if (!client.dead && !ending_) MakeNewManager(client);
+        });
+        return;
+      case Op::Kind::kLoseData:
+        LoseData(op.server);
+        return;
       case Op::Kind::kAcquire:
         // A paused client asks when it goes on.
         client.clock->RunAt(client.clock->Now(), [this, &client, op] {
@@ -317,6 +493,29 @@ class Simulation {
         });
         return;
     }
+  }
+
+  void MakeNewManager(Client& client) {
+    Say("client ", client.number, " destroys its manager and makes another");
+    ++outcome_.new_managers;
+    client.manager.reset();
+    client.options.random_seed += 5;
+    client.manager = *LockManager::Create(client.backend, client.options);
+  }
+
+  // A quorum stands the loss of one server's data at a time, and the next one once the servers that
+  // stay know every fence.
+  void LoseData(int server) {
+    for (size_t i = 0; i < losing_servers_.size(); ++i) {
+      if (static_cast<int>(i) == server) continue;
+      for (int resource = 0; resource < scenario_.resources; ++resource) {
+        if (!losing_servers_[i]->Knows(ResourceOf(resource))) return;
+      }
+    }
+    Say("server ", server, " loses its data");
+    ++outcome_.losses;
+    losing_servers_[server]->LoseData();
+    last_token_[server].clear();
   }
 
   void Resume(Client& client) {
@@ -348,14 +547,34 @@ class Simulation {
         .max_hold = op.max_hold,
         .preemption_grace = op.grace,
         .acquire_timeout = op.timeout,
+        .max_attempts = op.style == Op::Style::kTry ? 1 : AcquireOptions::kUnlimited,
         .skip_queue = op.skip_queue,
         .cancel = work.cancel.get_token(),
     };
     Say(work.Name(), " of client ", client.number, " asks for ", Resources(op), ", priority ",
         op.priority);
-    if (work.together()) {
-      std::vector<std::string> resources;
-      for (const int resource : op.resources) resources.push_back(ResourceOf(resource));
+    std::vector<std::string> resources;
+    for (const int resource : op.resources) resources.push_back(ResourceOf(resource));
+    if (op.style == Op::Style::kTransaction) {
+      StartTransaction(work, options);
+    } else if (op.style == Op::Style::kRun) {
+      const auto body = [this, &work](LockContext context, LockManager::FinishCallback finish) {
+        ++outcome_.runs;
+        work.context = std::move(context);
+        work.finish = std::move(finish);
+        Settle(work, absl::OkStatus());
+      };
+      const auto done = [this, &work](const absl::Status& status) { RunEnds(work, status); };
+      if (work.together()) {
+        client.manager->RunAllAsync(resources, options, body, done);
+      } else {
+        client.manager->RunAsync(resources[0], options, body, done);
+      }
+    } else if (op.style == Op::Style::kTry && !Linked()) {
+      absl::StatusOr<Lock> lock = client.manager->TryAcquire(resources[0], options);
+      if (lock.ok()) work.lock = *std::move(lock);
+      Settle(work, lock.ok() ? absl::OkStatus() : lock.status());
+    } else if (work.together()) {
       client.manager->AcquireAllAsync(resources, options, [this, &work](auto set) {
         if (set.ok()) work.set = *std::move(set);
         Settle(work, set.ok() ? absl::OkStatus() : set.status());
@@ -399,8 +618,12 @@ class Simulation {
     if (!status.ok()) {
       work.state = Work::kDone;
       const Reason reason = ReasonOf(status);
+      const bool tried = work.op.style == Op::Style::kTry &&
+                         (reason == Reason::kHeldByOther || reason == Reason::kAttemptsExhausted);
+      const bool limited =
+          reason == Reason::kTooManyPending && work.client->options.admission != nullptr;
       const bool expected = reason == Reason::kAcquireTimeout || reason == Reason::kCancelled ||
-                            reason == Reason::kShutdown ||
+                            reason == Reason::kShutdown || tried || limited ||
                             (!Clean() && (reason == Reason::kBackendUnavailable ||
                                           reason == Reason::kBackendUnknown));
       if (!expected && !ending_) {
@@ -409,16 +632,10 @@ class Simulation {
       return;
     }
     work.state = Work::kInside;
-    ++grants_;
+    ++outcome_.grants;
     if (work.IsHeld()) {
       for (const int resource : work.op.resources) {
-        const FencingToken token = work.Token(resource);
-        FencingToken& last = protected_[resource].last_entered;
-        if (!forced_ && token < last) {
-          Violate("S2", work.Name(), " enters ", ResourceOf(resource), " with token ", token,
-                  ", but ", last, " was inside before");
-        }
-        last = std::max(last, token);
+        CheckEntry(work, resource, work.Token(resource));
       }
     }
     const auto lost = [this, &work](LockState state) { OnLost(work, state); };
@@ -428,7 +645,19 @@ class Simulation {
       if (work.op.reaction == absl::InfiniteDuration()) return;
       After(work, work.op.reaction, [this, &work] { Leave(work); });
     };
-    if (work.together()) {
+    if (work.context) {
+      work.on_stop.emplace(work.context->stop_token(), [this, &work, lost, yield] {
+        After(work, absl::ZeroDuration(), [&work, lost, yield] {
+          if (work.state != Work::kInside) return;
+          const Reason reason = ReasonOf(work.context->CheckPoint());
+          if (reason == Reason::kNone) return;  // Withdrawn meanwhile.
+          if (reason == Reason::kYieldRequested) return yield();
+          lost(reason == Reason::kExpired  ? LockState::kExpired
+               : reason == Reason::kStolen ? LockState::kStolen
+                                           : LockState::kLost);
+        });
+      });
+    } else if (work.together()) {
       work.set.OnLost(lost);
       work.set.OnYieldRequested(yield);
     } else {
@@ -446,11 +675,130 @@ class Simulation {
     }
     if (work.op.extend_at) {
       After(work, *work.op.extend_at, [this, &work] {
-        if (work.state != Work::kInside || work.together()) return;
+        if (work.state != Work::kInside || work.together() || work.context) return;
         Say(work.Name(), " extends by ", absl::FormatDuration(work.op.extend_by));
         work.lock.ExtendAsync(work.op.extend_by, [](const absl::Status&) {});
       });
     }
+  }
+
+  // S2: tokens grow in the order of grants. In a quorum two handles of one owner that were trying
+  // at the same time may have theirs in either order (ADR 7).
+  bool MayBeSmaller(const Work& work, const Work* than) {
+    return scenario_.world == World::kQuorum && than != nullptr && work.op.owner >= 0 &&
+           work.op.owner == than->op.owner && work.asked_at <= than->left_at;
+  }
+
+  void CheckEntry(const Work& work, int resource, FencingToken token) {
+    Protected& guarded = protected_[resource];
+    if (!forced_ && token < guarded.last_entered && !MayBeSmaller(work, guarded.entered_last)) {
+      Violate("S2", work.Name(), " enters ", ResourceOf(resource), " with token ", token, ", but ",
+              guarded.last_entered, " was inside before");
+    }
+    if (token < guarded.last_entered) return;
+    guarded.last_entered = token;
+    guarded.entered_last = &work;
+  }
+
+  void Write(const Work& work, int number, FencingToken token, bool paused) {
+    Protected& resource = protected_[number];
+    const bool accepted = token >= resource.largest;
+    Say(work.Name(), " writes to ", ResourceOf(number), " with token ", token,
+        accepted ? "" : ", which is refused");
+    if (!accepted && !forced_ && !paused && !MayBeSmaller(work, resource.wrote_largest)) {
+      Violate("S1", "a write of ", work.Name(), " to ", ResourceOf(number), " with token ", token,
+              " was refused, since ", resource.largest, " was there already");
+    }
+    if (!accepted) return;
+    resource.largest = token;
+    resource.wrote_largest = &work;
+  }
+
+  void RunEnds(Work& work, const absl::Status& status) {
+    if (work.client->dead || ending_) return;
+    if (std::exchange(work.run_ended, true)) {
+      Violate("exactly once", work.Name(), " ended twice");
+    } else if (work.state == Work::kWaiting) {
+      Settle(work, status);
+    } else if (work.state == Work::kInside) {
+      Violate("run", work.Name(), " ended before its body: ", status.ToString());
+    } else if (const Reason reason = ReasonOf(status); !status.ok() && reason != Reason::kExpired &&
+                                                       reason != Reason::kStolen &&
+                                                       reason != Reason::kLost) {
+      Violate("unexpected error", work.Name(), " ends: ", status.ToString());
+    }
+  }
+
+  // ---- Transactions ----
+
+  // Works in steps, with a checkpoint after each.
+  static Transaction<void> Body(Work& work, TransactionContext& context) {
+    constexpr int kSteps = 4;
+    for (int step = 0; step < kSteps; ++step) {
+      work.simulation->TakeStep(work, context);
+      co_await context.Sleep(work.op.work / kSteps);
+    }
+    work.simulation->TakeStep(work, context);
+  }
+
+  // It holds the lock here, by what the library says, so nobody else does.
+  void TakeStep(Work& work, TransactionContext& context) {
+    if (work.client->dead || ending_) return;
+    ++outcome_.steps;
+    const int resource = work.op.resources[0];
+    const FencingToken token = context.fencing_token();
+    CheckEntry(work, resource, token);
+    Write(work, resource, token, work.client->paused);
+    if (forced_) return;
+    for (const auto& other : works_) {
+      if (other->state == Work::kInside && other->Uses(resource) && other->IsHeld() &&
+          (work.op.owner < 0 || other->op.owner != work.op.owner)) {
+        Violate("S1", work.Name(), " takes a step, and ", other->Name(), " is inside ",
+                ResourceOf(resource));
+      }
+    }
+  }
+
+  void StartTransaction(Work& work, const AcquireOptions& options) {
+    work.state = Work::kRunning;
+    work.simulation = this;
+    ++outcome_.grants;
+    const auto recover = [this, &work](const Loss& loss) -> RecoveryAction<void, Work> {
+      ++outcome_.gave_way;
+      Say(work.Name(), " gives up its lock: ", loss.status.message());
+      if (!work.client->dead && !ending_) {
+        if (loss.reason == Reason::kYieldRequested) {
+          CheckDisturbed(work);
+        } else if (!forced_ && !may_lose_data_ && loss.reason != Reason::kExpired) {
+          Violate("S4", work.Name(), " lost its lock: ", loss.status.ToString());
+        }
+      }
+      if (work.op.recovery == Op::Recovery::kReject || loss.count > 5) return Reject();
+      if (work.op.recovery == Op::Recovery::kRestart) return Restart();
+      return latchkey::Resume();
+    };
+    work.transaction = Locker(*work.client->manager, ResourceOf(work.op.resources[0]), work)
+                           .With(options)
+                           .Start(Body, recover);
+    work.transaction->OnDone([this, &work](const absl::Status& status) {
+      if (ending_) return;
+      if (work.state != Work::kRunning) {
+        Violate("exactly once", work.Name(), " ended twice");
+        return;
+      }
+      work.state = Work::kDone;
+      work.settled_at = work.left_at = base_.Now();
+      Say(work.Name(), " ends: ", status.ok() ? "done" : status.message());
+      const Reason reason = ReasonOf(status);
+      const bool expected =
+          status.ok() || reason == Reason::kAcquireTimeout || reason == Reason::kCancelled ||
+          reason == Reason::kShutdown || reason == Reason::kYieldRequested ||
+          reason == Reason::kExpired || reason == Reason::kLost || reason == Reason::kStolen ||
+          (reason == Reason::kTooManyPending && work.client->options.admission != nullptr) ||
+          (!Clean() &&
+           (reason == Reason::kBackendUnavailable || reason == Reason::kBackendUnknown));
+      if (!expected) Violate("unexpected error", work.Name(), ": ", status.ToString());
+    });
   }
 
   std::string Tokens(const Work& work) const {
@@ -469,16 +817,7 @@ class Simulation {
     const bool late = Linked() && (++writes_ % 2) == 0;
     const auto write = [this, &work, tokens, paused] {
       for (size_t i = 0; i < tokens.size(); ++i) {
-        const int number = work.op.resources[i];
-        Protected& resource = protected_[number];
-        const bool accepted = tokens[i] >= resource.largest;
-        Say(work.Name(), " writes to ", ResourceOf(number), " with token ", tokens[i],
-            accepted ? "" : ", which is refused");
-        if (!accepted && !forced_ && !paused) {
-          Violate("S1", "a write of ", work.Name(), " to ", ResourceOf(number), " with token ",
-                  tokens[i], " was refused, since ", resource.largest, " was there already");
-        }
-        if (accepted) resource.largest = tokens[i];
+        Write(work, work.op.resources[i], tokens[i], paused);
       }
     };
     if (late) {
@@ -499,8 +838,13 @@ class Simulation {
       return;
     }
     work.state = Work::kDone;
+    work.left_at = base_.Now();
     Say(work.Name(), " leaves");
-    if (work.number % 2 == 0 && !work.together()) {
+    if (work.context) {
+      work.on_stop.reset();
+      LockManager::FinishCallback finish = std::move(work.finish);
+      finish(absl::OkStatus());
+    } else if (work.number % 2 == 0 && !work.together()) {
       work.lock.ReleaseAsync();
     } else {
       work.lock = Lock();
@@ -511,7 +855,7 @@ class Simulation {
   void OnLost(Work& work, LockState state) {
     if (work.client->dead || work.state != Work::kInside) return;
     Say(work.Name(), ": ", LockStateName(state));
-    if (!forced_ && state != LockState::kExpired) {
+    if (!forced_ && !may_lose_data_ && state != LockState::kExpired) {
       Violate("S4", work.Name(),
               " lost its lock, which nobody may take by force: ", LockStateName(state));
     }
@@ -552,7 +896,7 @@ class Simulation {
       Violate("S2", resource, " was granted with token ", reply.token, " after ", last);
     }
     last = reply.token;
-    if (Clean() && Good()) CheckOrder(resource, request);
+    if (Clean() && by_priority_ && Good()) CheckOrder(resource, request);
   }
 
   // Where no message is lost, nobody is overtaken by a lower priority once it had the time to
@@ -596,7 +940,7 @@ class Simulation {
   // ---- After every event ----
 
   void AfterEvent() {
-    ++events_;
+    ++outcome_.events;
     for (Client* const client : clients_) {
       if (client->dead) continue;
       for (const auto& link : client->links) {
@@ -654,6 +998,8 @@ class Simulation {
       }
       Resume(*client);
     }
+    // Those that were paused ask now for what they wanted meanwhile.
+    Advance(base_.Now(), [] { return false; });
 
     // L2: the highest priority enters within the longest lease, whatever holders do.
     Client* const first = NewClient(scenario_.clients);
@@ -662,6 +1008,8 @@ class Simulation {
     bool promised = scenario_.world != World::kQuorum;
     for (const auto& work : works_) {
       if (work->state == Work::kDone) continue;
+      // A step of a transaction is not cut short.
+      if (work->state == Work::kRunning) promised = false;
       if (!work->op.lease || !work->op.preemptible) promised = false;
       // Those of the same owner hand the hold to each other.
       if (work->op.owner >= 0) promised = false;
@@ -736,6 +1084,10 @@ class Simulation {
     for (const auto& work : works_) {
       work->lock = Lock();
       work->set = LockSet();
+      work->on_stop.reset();
+      work->finish = nullptr;
+      work->context.reset();
+      if (work->transaction) work->transaction->Cancel();
     }
     for (const auto& client : all_clients_) client->manager.reset();
     base_.AdvanceBy(absl::Minutes(2));
@@ -751,6 +1103,7 @@ class Simulation {
   SimulatedClock base_;
   ObservedClock clock_;
   const absl::Time start_;
+  std::vector<std::shared_ptr<LosingServer>> losing_servers_;  // In the world kQuorum.
   std::vector<std::shared_ptr<LockingProtocol>> servers_;
   std::vector<std::map<std::string, FencingToken>> last_token_;
   std::vector<Protected> protected_;
@@ -761,11 +1114,12 @@ class Simulation {
   absl::Duration longest_lease_ = absl::Seconds(5);
   absl::Duration last_op_ = {};
   bool forced_ = false;
+  bool may_lose_data_ = false;
+  bool by_priority_ = true;  // All managers queue by priority and preempt whatever is lower.
   bool leave_at_once_ = false;
   bool ending_ = false;
   int64_t writes_ = 0;
-  int64_t events_ = 0;
-  int64_t grants_ = 0;
+  Outcome outcome_;
   std::string violation_;
   std::string trace_;
 };
@@ -777,10 +1131,16 @@ std::string Describe(const Op& op) {
       absl::FormatDuration(op.at), ": client ", op.client,
       op.kind == Op::Kind::kPause   ? absl::StrCat(" pauses for ", absl::FormatDuration(op.pause))
       : op.kind == Op::Kind::kCrash ? absl::StrCat(" crashes after ", op.steps, " steps")
-                                    : "");
+      : op.kind == Op::Kind::kNewManager ? " destroys its manager"
+      : op.kind == Op::Kind::kLoseData   ? absl::StrCat(": server ", op.server, " loses its data")
+                                         : "");
   if (op.kind != Op::Kind::kAcquire) return words;
   absl::StrAppend(
-      &words, " asks for ",
+      &words,
+      op.style == Op::Style::kTry           ? " tries "
+      : op.style == Op::Style::kRun         ? " runs under "
+      : op.style == Op::Style::kTransaction ? " starts a transaction on "
+                                            : " asks for ",
       absl::StrJoin(op.resources, " and ",
                     [](std::string* out, int r) { absl::StrAppend(out, ResourceOf(r)); }),
       " with priority ", op.priority);
@@ -857,15 +1217,37 @@ Scenario MakeScenario(uint64_t seed, World world) {
     scenario.faults.duplicate_event = chance(30);
   }
 
-  // Re-entry in a quorum is not covered: servers may give one owner's handles different tokens.
-  const bool owners = random.OneIn(4) && world != World::kQuorum;
+  const bool owners = random.OneIn(4);
   const bool may_refuse = random.OneIn(4);
+  const bool loses_data = world == World::kQuorum && random.OneIn(2);
+  const bool other_styles = random.OneIn(2);
+  // A client that crashed cannot end its transactions.
+  const bool transactions = other_styles && random.OneIn(2);
+  if (random.OneIn(3)) {
+    for (int i = 0; i < scenario.clients; ++i) {
+      Policies policies;
+      if (random.OneIn(2)) policies.queue = static_cast<Policies::Queue>(random.Int(0, 3));
+      if (random.OneIn(3)) {
+        policies.preemption = static_cast<Policies::Preemption>(random.Int(0, 2));
+      }
+      // Without retries a waiter needs every event.
+      if (random.OneIn(3))
+        policies.retry = static_cast<Policies::Retry>(random.Int(0, clean ? 2 : 1));
+      if (random.OneIn(3)) policies.admission = static_cast<Policies::Admit>(random.Int(0, 2));
+      scenario.policies.push_back(policies);
+    }
+  }
   const int requests = random.Int(3, 12);
   const absl::Duration span = random.Between(absl::Seconds(1), absl::Seconds(15));
   for (int i = 0; i < requests; ++i) {
     Op op{.at = random.Between(absl::ZeroDuration(), span),
           .client = random.Int(0, scenario.clients - 1)};
-    if (!clean && random.OneIn(8)) {
+    if (loses_data && random.OneIn(5)) {
+      op.kind = Op::Kind::kLoseData;
+      op.server = random.Int(0, 2);
+    } else if (other_styles && random.OneIn(12)) {
+      op.kind = Op::Kind::kNewManager;
+    } else if (!clean && !transactions && random.OneIn(8)) {
       op.kind = Op::Kind::kCrash;
       op.steps = random.Int(0, 12);
     } else if (!clean && random.OneIn(8)) {
@@ -901,6 +1283,14 @@ Scenario MakeScenario(uint64_t seed, World world) {
       if (random.OneIn(2)) {
         op.reaction = random.Between(absl::ZeroDuration(), absl::Milliseconds(500));
       }
+      if (other_styles && random.OneIn(2)) op.style = static_cast<Op::Style>(random.Int(1, 3));
+      if (op.style == Op::Style::kTransaction) {
+        op.recovery = static_cast<Op::Recovery>(random.Int(0, 2));
+        if (op.work == absl::InfiniteDuration()) op.work = absl::Seconds(5);
+        op.resources.resize(1);
+        if (!transactions) op.style = Op::Style::kLock;
+      }
+      if (op.style == Op::Style::kTry) op.resources.resize(1);
       if (op.lease && random.OneIn(4)) {
         op.extend_at = random.Between(absl::ZeroDuration(), absl::Seconds(2));
         op.extend_by = random.Between(absl::Milliseconds(50), absl::Seconds(10));
@@ -928,6 +1318,14 @@ Scenario Shrink(Scenario scenario) {
         progress = true;
       }
     }
+    if (!scenario.policies.empty()) {
+      Scenario smaller = scenario;
+      smaller.policies.clear();
+      if (still(smaller)) {
+        scenario = std::move(smaller);
+        progress = true;
+      }
+    }
     for (double Faults::*const fault :
          {&Faults::unavailable, &Faults::drop_call, &Faults::drop_reply, &Faults::duplicate_call,
           &Faults::drop_event, &Faults::duplicate_event}) {
@@ -949,6 +1347,7 @@ Scenario Shrink(Scenario scenario) {
         }
       };
       if (scenario.ops[i].kind != Op::Kind::kAcquire) continue;
+      simpler([](Op& op) { op.style = Op::Style::kLock; });
       simpler([](Op& op) { op.resources.resize(1); });
       simpler([](Op& op) { op.owner = -1; });
       simpler([](Op& op) { op.preemptible = true; });
@@ -974,6 +1373,17 @@ std::string Explain(const Scenario& scenario) {
       faults.unavailable, ", calls lost ", faults.drop_call, ", answers lost ", faults.drop_reply,
       ", calls repeated ", faults.duplicate_call, ", events lost ", faults.drop_event,
       ", events repeated ", faults.duplicate_event, "\n");
+  for (size_t i = 0; i < scenario.policies.size(); ++i) {
+    constexpr std::string_view kQueues[] = {"by priority", "first come", "ageing", "barging"};
+    constexpr std::string_view kPreemptions[] = {"lower", "by a margin of 2", "nobody"};
+    constexpr std::string_view kRetries[] = {"backing off", "at a fixed pace", "never"};
+    constexpr std::string_view kAdmissions[] = {"many", "two", "two, sheds the lowest"};
+    const Policies& policies = scenario.policies[i];
+    absl::StrAppend(&words, "client ", i, ": queue ", kQueues[static_cast<int>(policies.queue)],
+                    "; preempts ", kPreemptions[static_cast<int>(policies.preemption)],
+                    "; asks again ", kRetries[static_cast<int>(policies.retry)], "; admits ",
+                    kAdmissions[static_cast<int>(policies.admission)], "\n");
+  }
   std::vector<Op> ops = scenario.ops;
   std::stable_sort(ops.begin(), ops.end(), [](const Op& a, const Op& b) { return a.at < b.at; });
   for (const Op& op : ops) absl::StrAppend(&words, "  ", Describe(op), "\n");

@@ -1,6 +1,8 @@
-// A whole life of several clients in virtual time, from a seed: each has a LockManager and a faulty
-// link of its own to one in-memory backend, or to a quorum of them. What the library promises is
-// checked after every event, and at the end that everybody was served and nothing is left behind.
+// A whole life of several clients in virtual time, from a seed: each has a LockManager, with
+// policies of its own, and a faulty link of its own to one in-memory backend, or to a quorum of
+// them, whose servers may lose their data. They take locks and sets, try, run bodies and
+// transactions, and their managers may be destroyed meanwhile. What the library promises is checked
+// after every event, and at the end that everybody was served and nothing is left behind.
 //
 //   const Scenario scenario = MakeScenario(seed, World::kFaulty);
 //   const Outcome outcome = Simulate(scenario);
@@ -27,7 +29,7 @@ enum class World {
   kDelays,  // Links that only take time, and clocks that run apart.
   kFaulty,  // Links that do everything wrong, clients that pause and crash.
   kForced,  // The same, and requests that take over by force after a grace.
-  kQuorum,  // As kFaulty, over three servers.
+  kQuorum,  // As kFaulty, over three servers that may lose their data, one at a time.
 };
 constexpr World kWorlds[] = {World::kDirect, World::kDelays, World::kFaulty, World::kForced,
                              World::kQuorum};
@@ -35,13 +37,28 @@ std::string_view WorldName(World world);
 
 // Something a client does, or that happens to it.
 struct Op {
-  enum class Kind { kAcquire, kPause, kCrash };
+  enum class Kind {
+    kAcquire,
+    kPause,
+    kCrash,
+    kNewManager,  // Its manager is destroyed, with locks out and requests waiting; it makes
+                  // another.
+    kLoseData,    // A server of the quorum loses all it knows, if the others know enough.
+  };
+  // kAcquire: how it asks.
+  enum class Style {
+    kLock,         // AcquireAsync, or AcquireAllAsync.
+    kTry,          // TryAcquire, or where answers take time one attempt.
+    kRun,          // RunAsync, or RunAllAsync.
+    kTransaction,  // A coroutine that gives way and comes back.
+  };
 
   absl::Duration at = {};  // Since the beginning.
   int client = 0;
   Kind kind = Kind::kAcquire;
 
   // kAcquire. More than one resource: as one, with AcquireAll.
+  Style style = Style::kLock;
   std::vector<int> resources = {};
   int owner = -1;  // None: anonymous.
   Priority priority = 0;
@@ -61,10 +78,23 @@ struct Op {
   std::optional<absl::Duration> extend_at = {};
   absl::Duration extend_by = {};
 
+  // kTransaction: what becomes of it when it gave up the lock.
+  enum class Recovery { kResume, kRestart, kReject } recovery = Recovery::kResume;
+
+  // kLoseData.
+  int server = 0;
   // kPause.
   absl::Duration pause = {};
   // kCrash: after this many more steps of the client's link.
   int64_t steps = 0;
+};
+
+// What a client's manager decides by. The defaults are the library's.
+struct Policies {
+  enum class Queue { kPriority, kFifo, kAgeing, kBarging } queue = Queue::kPriority;
+  enum class Preemption { kLower, kByMargin, kNever } preemption = Preemption::kLower;
+  enum class Retry { kBackoff, kFixed, kNone } retry = Retry::kBackoff;
+  enum class Admit { kMany, kFew, kShed } admission = Admit::kMany;
 };
 
 struct Scenario {
@@ -75,6 +105,7 @@ struct Scenario {
   Faults faults = {};
   bool in_order = false;
   std::vector<double> clock_rates = {};  // One for each client.
+  std::vector<Policies> policies = {};   // One for each client; none: the defaults.
   std::vector<Op> ops = {};
 };
 
@@ -85,6 +116,13 @@ struct Outcome {
   std::string violation = {};
   int64_t events = 0;
   int64_t grants = 0;
+  // So that nobody tests nothing: bodies and steps of transactions run, locks that transactions
+  // gave up on the way, managers replaced, servers that lost their data.
+  int64_t runs = 0;
+  int64_t steps = 0;
+  int64_t gave_way = 0;
+  int64_t new_managers = 0;
+  int64_t losses = 0;
   // What happened, if asked for.
   std::string trace = {};
 };

@@ -17,7 +17,7 @@ namespace latchkey {
 namespace {
 
 uint64_t first_seed = 1;
-uint64_t runs = 50;
+uint64_t runs = 100;
 bool tell = false;
 
 class SimulationTest : public ::testing::TestWithParam<World> {};
@@ -27,21 +27,34 @@ std::string ParamName(const ::testing::TestParamInfo<World>& world) {
 }
 
 TEST_P(SimulationTest, KeepsItsPromises) {
-  int64_t events = 0;
-  int64_t grants = 0;
+  Outcome sum;
   if (tell) std::cout << Explain(MakeScenario(first_seed, GetParam()));
   for (uint64_t seed = first_seed; seed < first_seed + runs; ++seed) {
     const Scenario scenario = MakeScenario(seed, GetParam());
     const Outcome outcome = Simulate(scenario);
-    events += outcome.events;
-    grants += outcome.grants;
+    for (int64_t Outcome::*const count :
+         {&Outcome::events, &Outcome::grants, &Outcome::runs, &Outcome::steps, &Outcome::gave_way,
+          &Outcome::new_managers, &Outcome::losses}) {
+      sum.*count += outcome.*count;
+    }
     ASSERT_EQ(outcome.violation, "")
         << "seed " << seed << " of world '" << WorldName(GetParam()) << "', made smaller:\n"
         << Explain(Shrink(scenario));
   }
   std::cout << WorldName(GetParam()) << ": seeds " << first_seed << " to " << first_seed + runs - 1
-            << ", " << events << " events, " << grants << " grants\n";
-  EXPECT_GT(grants, 0);
+            << ", " << sum.events << " events, " << sum.grants << " grants, " << sum.runs
+            << " bodies run, " << sum.steps << " steps of transactions, which gave way "
+            << sum.gave_way << " times, " << sum.new_managers << " managers replaced, "
+            << sum.losses << " losses of data\n";
+  if (runs < 500) return;
+  EXPECT_GT(sum.grants, 0);
+  EXPECT_GT(sum.runs, 0);
+  EXPECT_GT(sum.steps, 0);
+  EXPECT_GT(sum.gave_way, 0);
+  EXPECT_GT(sum.new_managers, 0);
+  if (GetParam() == World::kQuorum) {
+    EXPECT_GT(sum.losses, 0);
+  }
 }
 
 TEST_P(SimulationTest, TakesTheSameCourseAgain) {
