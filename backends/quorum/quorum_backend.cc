@@ -879,13 +879,16 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
           {.resource = attempt->resource, .acquisition = ids[i].first, .hint = ids[i].second},
           lease, [self, attempt, count, i, id = ids[i].first](absl::StatusOr<ExtendReply> reply) {
             const size_t q = self->majority_;
-            bool gone_here = false;
             {
               absl::MutexLock lock(&attempt->mutex);
               Node& node = attempt->nodes[i];
               if (node.id == id && reply.ok()) {
-                gone_here = reply->outcome == ExtendOutcome::kNotHeld;
-                if (gone_here) node.vote = Vote::kDenied;
+                if (reply->outcome == ExtendOutcome::kNotHeld) {
+                  node.vote = Vote::kDenied;
+                } else if (node.vote == Vote::kUnknown || node.vote == Vote::kUnavailable) {
+                  // It holds here, whatever became of an earlier answer.
+                  node.vote = Vote::kGranted;
+                }
               }
             }
             absl::StatusOr<ExtendReply> result = ExtendReply();
