@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/base/no_destructor.h"
+#include "absl/time/clock.h"
 
 namespace latchkey::redis {
 namespace {
@@ -65,9 +66,15 @@ struct IoThreads {
       absl::MutexLock lock(&mutex);
       all = threads;
     }
-    for (const auto& thread : all) {
-      if (thread->process_ == getpid() && !thread->IsCurrent()) thread->WaitAtExit();
-    }
+    std::erase_if(all, [](const auto& thread) {
+      return thread->process_ != getpid() || thread->IsCurrent();
+    });
+    // What is under way on one thread may be the last that needs the backends of others, so only
+    // when all have settled it is clear which of them end. One patience for all of them.
+    const absl::Time start = absl::Now();
+    for (const auto& thread : all) thread->AskToSettle();
+    for (const auto& thread : all) thread->AwaitSettled(start + thread->patience_);
+    for (const auto& thread : all) thread->AwaitEnd(start + thread->patience_ + kEnding);
   }
 };
 
@@ -130,21 +137,27 @@ void IoThread::SettleSlowly() {
   settled_ = true;
 }
 
-void IoThread::WaitAtExit() {
+void IoThread::AskToSettle() {
   settle_asked_.store(true, std::memory_order_release);
-  bool ends = false;
+  absl::MutexLock lock(&mutex_);
+  if (!closing_) wake_();
+}
+
+void IoThread::AwaitSettled(absl::Time until) {
+  absl::MutexLock lock(&mutex_);
+  const auto settled = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    // A thread that closes runs what is left to be told, until it is over.
+    return over_ || (settled_ && !closing_);
+  };
+  mutex_.AwaitWithDeadline(absl::Condition(&settled), until);
+}
+
+void IoThread::AwaitEnd(absl::Time until) {
   {
     absl::MutexLock lock(&mutex_);
-    // What is under way may be the last that needs the backend, so only then it is clear whether
-    // the thread ends.
-    if (!closing_) wake_();
-    const auto settled = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return over_ || closing_ || settled_;
-    };
-    mutex_.AwaitWithTimeout(absl::Condition(&settled), patience_);
-    ends = over_ || finishing_;
+    if (!over_ && !finishing_) return;
   }
-  if (ends && AwaitOver(patience_ + kEnding)) Join();
+  if (AwaitOver(until - absl::Now())) Join();
 }
 
 }  // namespace latchkey::redis

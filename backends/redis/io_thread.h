@@ -75,7 +75,9 @@ class IoThread : public std::enable_shared_from_this<IoThread> {
   bool AwaitOver(absl::Duration most) ABSL_LOCKS_EXCLUDED(mutex_);
   void Join() ABSL_LOCKS_EXCLUDED(mutex_);
   // At the end of the program.
-  void WaitAtExit() ABSL_LOCKS_EXCLUDED(mutex_);
+  void AskToSettle() ABSL_LOCKS_EXCLUDED(mutex_);
+  void AwaitSettled(absl::Time until) ABSL_LOCKS_EXCLUDED(mutex_);
+  void AwaitEnd(absl::Time until) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const absl::Duration patience_;
   pid_t process_ = 0;  // Constant after Start.

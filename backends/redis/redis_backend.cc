@@ -242,7 +242,8 @@ absl::Status Garbled(const Core& core) {
 // A call of a script. Takes care of servers that do not know it yet.
 class ScriptedCall : public Call {
  public:
-  ScriptedCall(Core& core, ScriptCall script) : core_(core), script_(std::move(script)) {}
+  ScriptedCall(Core& core, ScriptCall script)
+      : core_(core), script_(std::move(script)), under_way_(core.thread()) {}
 
   void AppendTo(std::string& out) final { script_.AppendTo(out, with_text_); }
 
@@ -270,6 +271,8 @@ class ScriptedCall : public Call {
   ScriptCall script_;
 
  private:
+  // Goes after what the derived class has: the completion may be the last to need the backend.
+  const IoThread::UnderWay under_way_;
   bool with_text_ = false;
 };
 
@@ -326,7 +329,6 @@ class ReleaseCall final : public ScriptedCall {
         connection_(connection),
         until_ms_(until_ms),
         repeats_(repeats),
-        under_way_(core.thread()),
         done_(std::move(done)) {}
 
  private:
@@ -355,7 +357,6 @@ class ReleaseCall final : public ScriptedCall {
   const size_t connection_;
   const uint64_t until_ms_;  // 0: not yet decided.
   const int repeats_;
-  const IoThread::UnderWay under_way_;  // Until after `done_`, which may be the last to need us.
   ReleaseCallback done_;
 };
 
