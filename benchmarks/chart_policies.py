@@ -130,15 +130,16 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body {{ font: 16px/1.5 Helvetica, Arial, sans-serif; color: #222; background: #f6f6f4;
-  margin: 0 auto; max-width: 1180px; padding: 24px; }}
+  margin: 0 auto; max-width: 1400px; padding: 24px; }}
 h1 {{ font-size: 26px; font-weight: 600; }}
-figure {{ background: #fff; border: 1px solid #ddd; border-radius: 6px; margin: 0 0 20px;
-  padding: 12px; overflow-x: auto; }}
+.charts {{ display: grid; gap: 20px; grid-template-columns: repeat(auto-fit, minmax(540px, 1fr)); }}
+figure {{ background: #fff; border: 1px solid #ddd; border-radius: 6px; margin: 0; padding: 12px;
+  overflow-x: auto; }}
 figure svg {{ max-width: 100%; height: auto; display: block; margin: auto; }}
 .scroll {{ overflow-x: auto; background: #fff; border: 1px solid #ddd; border-radius: 6px;
   margin-bottom: 20px; }}
 table {{ border-collapse: collapse; font-size: 13px; width: 100%; }}
-th, td {{ padding: 5px 9px; text-align: right; white-space: nowrap; }}
+th, td {{ padding: 5px 7px; text-align: right; white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
 th {{ background: #eceae4; }}
 tr.total td {{ border-top: 1px solid #ccc; font-weight: 600; }}
@@ -175,7 +176,7 @@ def main():
         figures.append(f"<figure>{svg.strip()}</figure>")
     with open(options.html, "w", encoding="utf-8") as file:
         file.write(PAGE.format(title=html.escape(options.title), table=table(rows),
-                               charts="\n".join(figures)))
+                               charts='<div class="charts">' + "\n".join(figures) + "</div>"))
     print(f"wrote {options.html}")
 
 
