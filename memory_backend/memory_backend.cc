@@ -219,8 +219,9 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   }
 
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
-    if (lease <= absl::ZeroDuration()) {
-      done(InvalidLease("lease", lease));
+    if (absl::Status bad = CheckLease("lease", lease, capabilities_);
+        ABSL_PREDICT_FALSE(!bad.ok())) {
+      done(std::move(bad));
       return;
     }
     ExtendReply reply;
@@ -357,12 +358,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
 
   // ---- Checks ----
 
-  static absl::Status InvalidLease(std::string_view field, absl::Duration value) {
-    return MakeError(Reason::kInvalidArgument, absl::StrCat(field, " must be positive, but is ",
-                                                            absl::FormatDuration(value)));
-  }
-
-  static absl::Status Check(const ObtainRequest& request) {
+  // The hot path's part of CheckRequest: what it lets pass is right.
+  absl::Status Check(const ObtainRequest& request) const {
     if (ABSL_PREDICT_TRUE(!request.resource.empty() &&
                           request.resource.bytes().size() <= kLongestName &&
                           !request.acquisition.IsNone() && request.lease > absl::ZeroDuration() &&
@@ -372,28 +369,13 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     return CheckSlowly(request);
   }
 
-  ABSL_ATTRIBUTE_NOINLINE static absl::Status CheckSlowly(const ObtainRequest& request) {
-    if (request.resource.empty()) {
-      return MakeError(Reason::kInvalidArgument, "resource must not be empty");
-    }
+  ABSL_ATTRIBUTE_NOINLINE absl::Status CheckSlowly(const ObtainRequest& request) const {
     if (request.resource.bytes().size() > kLongestName) {
       return MakeError(Reason::kInvalidArgument,
                        absl::StrCat("resource must be shorter than 4 GiB, but has ",
                                     request.resource.bytes().size(), " bytes"));
     }
-    if (request.acquisition.IsNone()) {
-      return MakeError(Reason::kInvalidArgument, "acquisition must not be none");
-    }
-    if (request.lease <= absl::ZeroDuration()) return InvalidLease("lease", request.lease);
-    if (request.reservation_lease <= absl::ZeroDuration()) {
-      return InvalidLease("reservation_lease", request.reservation_lease);
-    }
-    if (request.grace && *request.grace < absl::ZeroDuration()) {
-      return MakeError(Reason::kInvalidArgument,
-                       absl::StrCat("grace must not be negative, but is ",
-                                    absl::FormatDuration(*request.grace)));
-    }
-    return absl::OkStatus();
+    return CheckRequest(request, capabilities_);
   }
 
   // ---- Finding ----
