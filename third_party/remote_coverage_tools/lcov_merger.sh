@@ -1,0 +1,3 @@
+#!/bin/sh
+# Never run: see BUILD.bazel.
+exit 1
