@@ -558,12 +558,15 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
                          hint = node.hint] {
         self->servers_[i]->Confirm(
             {.resource = attempt->resource, .acquisition = id, .hint = hint}, token,
-            [self, attempt, round, caller, i, id](absl::StatusOr<ConfirmReply> reply) {
+            [self, attempt, round, caller, i, token, id](absl::StatusOr<ConfirmReply> reply) {
               Actions next;
               {
                 absl::MutexLock lock(&attempt->mutex);
                 Node& node = attempt->nodes[i];
                 if (node.id != id) return;
+                // Nothing is under way any more. An answer to a reading that comes after this one
+                // may show the old token again; then it is confirmed anew.
+                if (node.confirming == token) node.confirming = 0;
                 if (!reply.ok()) {
                   node.vote = Vote::kUnknown;
                   node.error = reply.status();
