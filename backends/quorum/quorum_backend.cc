@@ -38,6 +38,8 @@ struct Node {
   bool reentered = false;  // or entered a hold of another attempt of its owner.
   bool again = false;      // The last answer was of the very hold that we knew here.
   bool had = false;        // kAsked: granted until then. It is asked again, not lost.
+  // kAsked: it extended the hold since, so it has granted it. A lease may rest on that.
+  bool extended = false;
   FencingToken token = 0;
   absl::Time deadline = absl::InfinitePast();  // kGranted, by our clock.
   // kGranted: the server has lost its data, and nothing has made up for its fence yet.
@@ -300,6 +302,7 @@ void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, Acquis
         });
       }
       node.had = node.vote == Vote::kGranted;
+      node.extended = false;
       node.vote = Vote::kAsked;
       node.signalled = false;
       node.confirming = 0;
@@ -396,6 +399,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
       const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
       node.error = reply.status();
+      if (round->decided && attempt->holds && node.extended) node.vote = Vote::kGranted;
     } else {
       switch (reply->outcome) {
         case ObtainOutcome::kObtained:
@@ -681,6 +685,7 @@ void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions) {
                     [](absl::StatusOr<ReleaseOutcome>) {});
   });
   node.id = AcquisitionId::Next();
+  node.extended = false;
   node.vote = Vote::kNone;
   node.own = false;
   node.token = 0;
@@ -789,6 +794,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
       for (Node& node : attempt->nodes) {
         ids.emplace_back(node.id, node.hint);
         node.id = AcquisitionId::Next();
+        node.extended = false;
         node.vote = Vote::kNone;
         node.own = false;
         node.token = 0;
@@ -891,6 +897,8 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
                 } else if (node.vote == Vote::kUnknown || node.vote == Vote::kUnavailable) {
                   // It holds here, whatever became of an earlier answer.
                   node.vote = Vote::kGranted;
+                } else if (node.vote == Vote::kAsked) {
+                  node.extended = true;
                 }
               }
             }
@@ -1064,8 +1072,8 @@ void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const 
     size_t held = 0;
     size_t claimable = 0;
     for (const Node& other : attempt->nodes) {
-      const bool granted =
-          other.vote == Vote::kGranted || (other.vote == Vote::kAsked && other.had);
+      const bool granted = other.vote == Vote::kGranted ||
+                           (other.vote == Vote::kAsked && (other.had || other.extended));
       held += granted && !other.lost ? 1 : 0;
       whole += granted && !other.lost && !other.yielding ? 1 : 0;
       claimable += granted || other.signalled ? 1 : 0;
