@@ -5,8 +5,7 @@
 // The library is measured through its public API with everything on: fencing tokens, priorities,
 // expiry, policies. "Time" is the real time that passed, divided by the acquires and releases of
 // all threads together; "CPU" is processor time of the main thread alone, and `cpu_ns` that of all.
-// On a machine that others use, compare lines of one run only, and look at the median of
-// repetitions
+// On a machine that others use, compare lines of one run only, and look at medians
 // (--benchmark_repetitions=9 --benchmark_enable_random_interleaving=true).
 #include <coroutine>
 #include <cstdint>
