@@ -1,7 +1,9 @@
 // RetryPolicy decides when a waiting request asks the backend again although nothing woke it.
 //
 // Backends that deliver events reliably (the in-memory one) need no such polling and are not asked
-// again; for the others a poll bounds what a lost notification costs.
+// again; for the others a poll bounds what a lost notification costs. On every backend the policy
+// says how long a set (AcquireAll) pauses that lost a reservation or a member before it was
+// complete, and gave everything back.
 //
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
 // call the library and not block.
@@ -15,11 +17,11 @@
 namespace latchkey {
 
 struct RetryContext {
-  // How often this request was answered "denied", or could not reach the backend, so far; at
-  // least 1.
+  // How often this request was answered "denied" so far; after a failure of the backend, how many
+  // failures there were in a row; for a set that pauses, how often it has done so. At least 1.
   int attempts = 1;
-  // What is left of the lease that is in the way; infinite if it has no end. Waiting much longer
-  // than this wastes time.
+  // What is left of the lease that is in the way; infinite if it has no end, after a failure of the
+  // backend, and for a set. Waiting much longer than this wastes time.
   absl::Duration remaining_lease = absl::InfiniteDuration();
   // A fresh random number, uniform in [0, 1).
   double random = 0;
@@ -28,8 +30,9 @@ struct RetryContext {
 class RetryPolicy {
  public:
   virtual ~RetryPolicy() = default;
-  // How long to wait before asking again; infinite: only when woken. The manager waits at least
-  // 1 ms, whatever it says, so that no policy keeps a thread busy.
+  // How long to wait before asking again; infinite: only when woken, and after a failure of the
+  // backend not at all, so that the request fails with it. The manager waits at least 1 ms,
+  // whatever it says, so that no policy keeps a thread busy.
   virtual absl::Duration Delay(const RetryContext& context) const = 0;
 };
 
@@ -49,7 +52,7 @@ std::shared_ptr<const RetryPolicy> ExponentialBackoff(BackoffOptions options = {
 std::shared_ptr<const RetryPolicy> FixedDelay(absl::Duration delay);
 
 // Only when woken. On a backend whose notifications may be lost, a request may then wait until its
-// timeout.
+// timeout; one that the backend fails ends with that failure.
 std::shared_ptr<const RetryPolicy> NoRetry();
 
 }  // namespace latchkey
