@@ -41,8 +41,9 @@ struct AcquireOptions {
   // lease, renewed.
   std::optional<absl::Duration> lease = std::nullopt;
 
-  // Renew the lease in the background while the lock is held. None: only where the lease is finite
-  // because the backend has no infinite one. Needs a finite lease.
+  // Renew the lease in the background while the lock is held; plays no part where it is infinite.
+  // None: only where the lease is finite because the backend has no infinite one; for the bodies of
+  // Run, RunAll and their asynchronous forms, always.
   std::optional<bool> auto_renew = std::nullopt;
 
   // The hold ends after this time at the latest, renewed or not; positive. It keeps a stuck holder

@@ -17,12 +17,12 @@ enum class Reason {
   kNone,                // OK, or a status that did not come from this library.
   kAcquireTimeout,      // kDeadlineExceeded: not granted within acquire_timeout.
   kExecutionTimeout,    // kDeadlineExceeded: the body ran longer than max_execution_time.
-  kOccupationTimeout,   // kDeadlineExceeded: queue and body took longer than max_occupation_time.
+  kOccupationTimeout,   // kDeadlineExceeded: wait and body took longer than max_occupation_time.
   kAttemptsExhausted,   // kUnavailable: denied max_attempts times.
   kHeldByOther,         // kUnavailable: held, and the request was not to wait.
   kTooManyPending,      // kResourceExhausted: the admission policy refused, or shed it.
-  kCancelled,           // kCancelled: by the caller.
-  kShutdown,            // kCancelled: the manager was destroyed.
+  kCancelled,           // kCancelled: by the caller, or the `finish` of a body was dropped.
+  kShutdown,            // kCancelled: the manager was destroyed, or its executor dropped the task.
   kStolen,              // kAborted: the grace was over before the holder yielded.
   kExpired,             // kAborted: the lease ran out.
   kLost,                // kAborted: the backend no longer knows the hold, or could not be asked.
