@@ -30,10 +30,12 @@ struct AcquireOptions {
   // else a fresh anonymous one, equal to nobody.
   std::string owner = {};
 
-  // Larger is more urgent; any int64.
+  // Larger is more urgent; any int64. Entering a hold again raises its priority and never lowers
+  // it.
   Priority priority = 0;
 
-  // False: nobody may ask this hold to yield, whatever their priority.
+  // False: nobody may ask this hold to yield, whatever their priority. Entering a hold again with
+  // false ends a reservation that stands.
   bool preemptible = true;
 
   // How long the hold lasts unless extended; positive, and longer than the backend's margin. None:

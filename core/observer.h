@@ -1,4 +1,11 @@
-// Observer hears what happens to the locks of a manager: for metrics, logs and traces.
+// Observer hears what happens to the locks of a manager: for metrics, logs and traces. Override
+// what you want to hear; StatsObserver is one that counts.
+//
+//   class LossLog : public latchkey::Observer {
+//     void OnLost(const Subject& who) override { log_.Append("lost: ", who.resource); }
+//     ...
+//   };
+//   LockManager::Create(NewMemoryBackend(), {.observer = std::make_shared<LossLog>()});
 //
 // Thread safety: called from any thread, also at once, with no mutex of the library held. Methods
 // must be quick, must not block, and must not call the manager.
