@@ -1,5 +1,9 @@
 // AdmissionPolicy decides whether a request may wait at all, so that every queue has a bound.
 //
+// Where the backend does not answer at once (BackendCapabilities::answers_at_once; anything behind
+// a network), a request counts as waiting until its first answer has come, also if the lock is
+// free: a limit of 0 refuses every request there but TryAcquire.
+//
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
 // call the library and not block.
 #ifndef LATCHKEY_CORE_POLICY_ADMISSION_POLICY_H_
