@@ -24,7 +24,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "benchmarks/simulation.h"
-#include "benchmarks/trace.h"
+#include "latchkey/benchmarks/trace.h"
 
 ABSL_FLAG(std::string, policy, "priority+preempt", "the policy to simulate");
 ABSL_FLAG(std::vector<std::string>, compare, {}, "several policies, side by side");

@@ -23,7 +23,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "benchmarks/trace.h"
+#include "latchkey/benchmarks/trace.h"
 #include "latchkey/core/policy/admission_policy.h"
 #include "latchkey/core/policy/preemption_policy.h"
 #include "latchkey/core/policy/queue_policy.h"

@@ -1,4 +1,4 @@
-#include "benchmarks/trace.h"
+#include "latchkey/benchmarks/trace.h"
 
 #include <algorithm>
 #include <string_view>

@@ -114,7 +114,8 @@ class [[nodiscard]] Lock {
   // is not touched. kUnknown or kUnavailable if the backend could not be asked; whether it tries
   // again by itself is the backend's affair (the Redis one does), and the end of the lease settles
   // it in any case. kFailedPrecondition on an empty lock, and inside a callback of the library if
-  // the backend does not answer at once (the release is under way then).
+  // the backend does not answer at once (the release is under way then). Once it has returned, no
+  // callback of this lock runs or starts, as after ~Lock.
   absl::Status Release();
 
   // The same without waiting; `done` runs on the manager's executor with the status, also if this

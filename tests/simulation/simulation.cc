@@ -612,7 +612,7 @@ class Simulation {
                                  : absl::StrCat(" fails: ", status.message()));
     if (now > work.asked + work.op.timeout + absl::Milliseconds(1) &&
         work.client->last_pause_end < work.asked_at + work.op.timeout * (1 - 2 * kDrift)) {
-      Violate("L1", work.Name(), " was answered ", absl::FormatDuration(now - work.asked),
+      Violate("L3", work.Name(), " was answered ", absl::FormatDuration(now - work.asked),
               " after it asked, in spite of its timeout");
     }
     if (!status.ok()) {
