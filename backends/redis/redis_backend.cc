@@ -63,6 +63,8 @@ struct WatchEntry {
   // Of the I/O thread.
   WatchCallback on_event;
   AcquisitionId takes_place_of = {};
+  // Why the server did not register this waiter, which therefore nobody will wake.
+  absl::Status refused = absl::OkStatus();
   bool awaits_answer = false;            // Not worth a look before the Obtain that follows.
   bool waits = false;                    // Registered as a waiter on the server, or about to be.
   bool looking = false;                  // A look is under way.
@@ -106,6 +108,7 @@ class Core : public Connection::Listener {
   const std::string& channel_prefix() const { return channel_prefix_; }
   const std::string& client() const { return client_; }
   const std::string& shown_address() const { return shown_address_; }
+  const std::string& marker_key() const { return marker_key_; }
 
   // The rest is for calls, on the I/O thread.
   void RememberSuspect(AcquisitionId acquisition, absl::Duration lease);
@@ -116,8 +119,12 @@ class Core : public Connection::Listener {
   // `answered`: the server was reached, whether or not its answer was understood.
   void LookSettled(const std::shared_ptr<WatchEntry>& watch,
                    const std::optional<WatchAnswer>& answer, bool answered);
+  // The server has refused it.
+  void LookRefused(const std::shared_ptr<WatchEntry>& watch, absl::Status why);
   // An Obtain was not granted: who watches has to wait.
   void ObtainRefused(AcquisitionId acquisition);
+  // Why the server registers none of its watches; OK if it does, or has not been asked yet.
+  absl::Status WhyItCannotWait(AcquisitionId acquisition) const;
   uint64_t NowMs() const { return uv_now(&loop_); }
 
  private:
@@ -199,16 +206,21 @@ class Core : public Connection::Listener {
 // `record`: the key that the script was about.
 absl::Status ErrorFromServer(const Core& core, std::string_view record, std::string_view text) {
   const std::string about = absl::StrCat(" at ", ResourceForMessage(record));
+  const std::string wrong_type =
+      absl::StrContains(text, "WRONGTYPE waiting list")
+          ? absl::StrCat("the key of its waiting list, ",
+                         ResourceForMessage(WaitingListKeyOf(record)), ", holds something else")
+          : absl::StrCat("this key, or the marker ", ResourceForMessage(core.marker_key()),
+                         ", holds something else");
   // Each of these is said before the script has written anything.
   struct Known {
     std::string_view prefix;
     std::string_view meaning;
   };
-  constexpr Known kKnown[] = {
+  const Known known_errors[] = {
       {"OOM", "the server is out of memory"},
       {"READONLY", "the server is a read-only replica"},
-      {"WRONGTYPE",
-       "a key of ours (the record, its waiting list or the marker) holds something else"},
+      {"WRONGTYPE", wrong_type},
       {"NOAUTH", "the server asks for a password"},
       {"NOPERM", "the user lacks a permission"},
       {"LOADING", "the server is still loading its data"},
@@ -219,7 +231,7 @@ absl::Status ErrorFromServer(const Core& core, std::string_view record, std::str
       {"MOVED", "the server is part of a Redis Cluster, which is not supported"},
       {"CLUSTERDOWN", "the server is part of a Redis Cluster, which is not supported"},
   };
-  for (const Known& known : kKnown) {
+  for (const Known& known : known_errors) {
     // Redis before 7 wraps an error that a script met.
     if (absl::StartsWith(text, known.prefix) ||
         absl::StrContains(text, absl::StrCat(": -", known.prefix, " "))) {
@@ -254,7 +266,7 @@ class ScriptedCall : public Call {
         with_text_ = true;
         return Next::kSendAgain;
       }
-      Settle(ErrorFromServer(core_, script_.record(), text));
+      Refused(ErrorFromServer(core_, script_.record(), text));
       return Next::kDone;
     }
     Settle(reply);
@@ -266,6 +278,8 @@ class ScriptedCall : public Call {
  protected:
   virtual void Settle(const redisReply& reply) = 0;
   virtual void Settle(const absl::Status& failure) = 0;
+  // The server answered, with an error.
+  virtual void Refused(const absl::Status& failure) { Settle(failure); }
 
   Core& core_;
   ScriptCall script_;
@@ -304,7 +318,14 @@ class ObtainCall final : public ScriptedCall {
     }
     ObtainReply& reply = std::get<ObtainReply>(*answer);
     reply.hint = reply.token;
+    absl::Status unheard = absl::OkStatus();
+    if (reply.outcome == ObtainOutcome::kDenied) unheard = core_.WhyItCannotWait(acquisition_);
     if (reply.token == 0) core_.ObtainRefused(acquisition_);
+    if (!unheard.ok()) {
+      return done_(BackendUnavailableError(
+          absl::StrCat("held by ", OwnerForMessage(reply.other_owner), " with priority ",
+                       reply.other_priority, ", and nobody can wait for it: ", unheard.message())));
+    }
     done_(std::move(reply));
   }
 
@@ -403,6 +424,7 @@ class LookCall final : public ScriptedCall {
     core_.LookSettled(watch_, ReadWatchAnswer(raw), true);
   }
   void Settle(const absl::Status&) override { core_.LookSettled(watch_, std::nullopt, false); }
+  void Refused(const absl::Status& failure) override { core_.LookRefused(watch_, failure); }
 
   const std::shared_ptr<WatchEntry> watch_;
 };
@@ -835,8 +857,25 @@ void Core::ObtainRefused(AcquisitionId acquisition) {
   TakeSilentWatches();
   auto [begin, end] = watches_.equal_range(acquisition);
   for (auto it = begin; it != end; ++it) {
-    if (it->second->awaits_answer) Look(it->second);
+    // What the server could not register may have been mended since.
+    if (it->second->awaits_answer || !it->second->refused.ok()) Look(it->second);
   }
+}
+
+absl::Status Core::WhyItCannotWait(AcquisitionId acquisition) const {
+  auto [begin, end] = watches_.equal_range(acquisition);
+  for (auto it = begin; it != end; ++it) {
+    if (!it->second->refused.ok()) return it->second->refused;
+  }
+  return absl::OkStatus();
+}
+
+void Core::LookRefused(const std::shared_ptr<WatchEntry>& watch, absl::Status why) {
+  const bool news = watch->role == WatchRole::kWaiter && watch->refused.ok();
+  if (watch->role == WatchRole::kWaiter) watch->refused = std::move(why);
+  LookSettled(watch, std::nullopt, true);
+  // Nobody will wake it, so it is to ask again, and then hears why.
+  if (news && !closed_) Deliver(watch, {.kind = WatchEventKind::kDisplaced});
 }
 
 void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch,
@@ -856,6 +895,7 @@ void Core::LookSettled(const std::shared_ptr<WatchEntry>& watch,
   }
   watch->takes_place_of = {};
   if (!answer) return LookAfter(watch, refresh);
+  watch->refused = absl::OkStatus();
   switch (answer->state) {
     case WatchAnswer::State::kHolds:
       // At its deadline nobody else may be there to find out; if it is extended, the look says so.

@@ -76,9 +76,12 @@ local function yield_notice()
          text(left(successor_deadline))
 end
 
+-- The key of the waiting list may hold something of somebody else. Then watch.lua refuses to
+-- register, and to all others the list is empty: what is wrong with it must not keep anybody from
+-- leaving.
 local function forget_waiter(a, entry)
   redis.call('HDEL', K, 'w:' .. a)
-  redis.call('ZREM', W, string.sub(entry, 1, 36) .. a)
+  redis.pcall('ZREM', W, string.sub(entry, 1, 36) .. a)
 end
 
 -- Every step first drops a holder or successor whose deadline is over.
@@ -91,7 +94,7 @@ end
 -- The waiter at a place of the order, counted from 0, with its entry. Dead ones on the way go.
 local function waiter_at(place)
   while true do
-    local member = redis.call('ZRANGE', W, place, place)[1]
+    local member = redis.pcall('ZRANGE', W, place, place)[1]  -- None in an error.
     if not member then return end
     local a = string.sub(member, 37)
     local entry = redis.call('HGET', K, 'w:' .. a)

@@ -14,6 +14,7 @@
 -- Reply: {1 holds, left} {2 holds and is to yield, grace left or -1, thief's priority, left of the
 -- reservation} {3 holds no more}
 -- {4 may claim, why} {5 waits, left of what is in the way, '1' if it comes next}
+-- An error 'WRONGTYPE waiting list' if its key holds something else; then nothing was changed.
 if handle_at(acquisition) then
   if successor then
     return finish({2, left(grace_end), successor_priority, left(successor_deadline)})
@@ -21,6 +22,10 @@ if handle_at(acquisition) then
   return finish({1, left(deadline)})
 end
 if ARGV[4] == 'h' then return finish({3}) end
+local unlisted = redis.pcall('ZRANGE', W, 0, 0).err
+if unlisted and string.find(unlisted, 'WRONGTYPE', 1, true) then
+  return redis.error_reply('WRONGTYPE waiting list')
+end
 
 local client, owner, priority = ARGV[3], ARGV[5], ARGV[6]
 local number

@@ -592,6 +592,109 @@ TEST(RedisBackendTest, SomethingElseAtOurKeyIsToldAndLeftAlone) {
   EXPECT_EQ(server.Command({"GET", "latchkey:{r}"}), "mine");
 }
 
+TEST(RedisBackendTest, SomethingElseAtTheWaitingListIsToldToWhoWaitsAndToNobodyElse) {
+  RedisServer server;
+  const Backend one = Connect(server);
+  const Backend two = Connect(server);
+  const AcquisitionId a = AcquisitionId::Next();
+  const AcquisitionId b = AcquisitionId::Next();
+  ASSERT_EQ(OutcomeOf(Obtain(*one, Request(a))), ObtainOutcome::kObtained);
+  server.Command({"SET", "latchkey:{r}:waiting", "mine"});
+  // Who does not wait is not concerned.
+  EXPECT_EQ(OutcomeOf(Obtain(*two, Request(AcquisitionId::Next()))), ObtainOutcome::kDenied);
+  EXPECT_EQ(Extend(*one, "r", a, absl::Seconds(20))->outcome, ExtendOutcome::kExtended);
+  // Who waits is bidden to ask again, and hears why it would wait in vain.
+  Events waiter = WatchAsWaiter(*two, b);
+  EXPECT_TRUE(waiter.Take(WatchEventKind::kDisplaced));
+  const absl::Status refused = Obtain(*two, Request(b)).status();
+  EXPECT_EQ(ReasonOf(refused), Reason::kBackendUnavailable) << refused;
+  EXPECT_TRUE(absl::StrContains(refused.message(), "'latchkey:{r}:waiting', holds something else"))
+      << refused;
+  // Nothing of it stays behind, and what it is not ours is not touched.
+  EXPECT_EQ(server.Command({"HKEYS", "latchkey:{r}"}), "f\nho\nhh\nhp\nhx\nht\nhd");
+  EXPECT_EQ(server.Command({"GET", "latchkey:{r}:waiting"}), "mine");
+  EXPECT_EQ(server.Command({"TTL", "latchkey:{r}:waiting"}), "-1");
+  // A thief can do without the list.
+  const AcquisitionId thief = AcquisitionId::Next();
+  Events thief_events = WatchAsWaiter(*two, thief, 7);
+  ASSERT_TRUE(thief_events.Take(WatchEventKind::kDisplaced));
+  EXPECT_EQ(OutcomeOf(Obtain(*two, Request(thief, 7))), ObtainOutcome::kReserved);
+  EXPECT_EQ(Release(*two, "r", thief).value(), ReleaseOutcome::kWithdrawn);
+  // And what is free can be had.
+  EXPECT_EQ(Release(*one, "r", a).value(), ReleaseOutcome::kReleased);
+  EXPECT_EQ(OutcomeOf(Obtain(*two, Request(b))), ObtainOutcome::kObtained);
+}
+
+TEST(RedisBackendTest, AReleaseFreesTheLockThoughTheWaitingListWasOverwritten) {
+  RedisServer server;
+  const Backend one = Connect(server);
+  RedisBackendOptions options = OptionsFor(server.url());
+  options.waiter_lease = absl::Milliseconds(300);
+  const Backend two = Connect(options);
+  const AcquisitionId a = AcquisitionId::Next();
+  const AcquisitionId b = AcquisitionId::Next();
+  ASSERT_EQ(OutcomeOf(Obtain(*one, Request(a))), ObtainOutcome::kObtained);
+  Events waiter = WatchAsWaiter(*two, b);
+  AwaitWaiters(server, 1);
+  server.Command({"SET", "latchkey:{r}:waiting", "mine"});
+  EXPECT_EQ(Release(*one, "r", a).value(), ReleaseOutcome::kReleased);
+  // Its place is lost, and it hears so when it next looks.
+  EXPECT_TRUE(waiter.Take(WatchEventKind::kDisplaced));
+  EXPECT_EQ(OutcomeOf(Obtain(*two, Request(b))), ObtainOutcome::kObtained);
+  EXPECT_EQ(Release(*two, "r", b).value(), ReleaseOutcome::kReleased);
+  // Mended, it serves again.
+  server.Command({"DEL", "latchkey:{r}:waiting"});
+  const AcquisitionId c = AcquisitionId::Next();
+  ASSERT_EQ(OutcomeOf(Obtain(*one, Request(c))), ObtainOutcome::kObtained);
+  waiter = WatchAsWaiter(*two, AcquisitionId::Next());
+  AwaitWaiters(server, 1);
+  EXPECT_EQ(Release(*one, "r", c).value(), ReleaseOutcome::kReleased);
+  EXPECT_TRUE(waiter.Take(WatchEventKind::kHoldEnded));
+}
+
+TEST(RedisBackendTest, AWaiterIsNoLongerRefusedWhenTheWaitingListIsMended) {
+  RedisServer server;
+  const Backend one = Connect(server);
+  const Backend two = Connect(server);
+  const AcquisitionId a = AcquisitionId::Next();
+  const AcquisitionId b = AcquisitionId::Next();
+  ASSERT_EQ(OutcomeOf(Obtain(*one, Request(a))), ObtainOutcome::kObtained);
+  server.Command({"SET", "latchkey:{r}:waiting", "mine"});
+  Events waiter = WatchAsWaiter(*two, b);
+  ASSERT_TRUE(waiter.Take(WatchEventKind::kDisplaced));
+  EXPECT_FALSE(Obtain(*two, Request(b)).ok());
+  server.Command({"DEL", "latchkey:{r}:waiting"});
+  Eventually([&] { return Obtain(*two, Request(b)).ok(); });
+  AwaitWaiters(server, 1);
+  EXPECT_EQ(Release(*one, "r", a).value(), ReleaseOutcome::kReleased);
+  EXPECT_TRUE(waiter.Take(WatchEventKind::kHoldEnded));
+}
+
+// A server that has room for no waiter, though what is held is answered from what it has.
+TEST(RedisBackendTest, AWaiterThatTheServerCannotRegisterHearsWhy) {
+  struct Case {
+    std::vector<std::string> command;
+    const char* says;
+  };
+  for (const Case& c : {
+           Case{{"CONFIG", "SET", "maxmemory", "1"}, "out of memory"},
+           Case{{"REPLICAOF", "127.0.0.1", "1"}, "replica"},
+           Case{{"ACL", "SETUSER", "default", "-zadd"}, "can't run this command"},
+       }) {
+    RedisServer server;
+    const Backend one = Connect(server);
+    const Backend two = Connect(server);
+    const AcquisitionId b = AcquisitionId::Next();
+    ASSERT_EQ(OutcomeOf(Obtain(*one, Request(AcquisitionId::Next()))), ObtainOutcome::kObtained);
+    EXPECT_NE(server.Command(c.command).substr(0, 3), "ERR") << c.says;
+    Events waiter = WatchAsWaiter(*two, b);
+    EXPECT_TRUE(waiter.Take(WatchEventKind::kDisplaced)) << c.says;
+    const absl::Status refused = Obtain(*two, Request(b)).status();
+    EXPECT_EQ(ReasonOf(refused), Reason::kBackendUnavailable) << refused;
+    EXPECT_TRUE(absl::StrContains(refused.message(), c.says)) << refused;
+  }
+}
+
 TEST(RedisBackendTest, OutOfMemoryIsToldAndAReleaseStillWorks) {
   RedisServer server;
   const Backend backend = Connect(server);
