@@ -18,9 +18,15 @@
 //   |            | ends       |                                             | kLost              |
 //   | kReleased  | no         | given back                                  |                    |
 //   | kStolen    | no         | the grace was over before it was released   |                    |
-//   | kExpired   | no         | the lease ran out                           |                    |
-//   | kLost      | no         | the backend no longer knows the hold, or    |                    |
-//   |            |            | could not be asked before the lease ended   |                    |
+//   | kExpired   | no         | the lease ran out: nobody renewed it, or    |                    |
+//   |            |            | somebody waits, or this process was paused  |                    |
+//   | kLost      | no         | before the lease ended the backend did not  |                    |
+//   |            |            | know the hold any more; or it ended while   |                    |
+//   |            |            | the backend failed to renew it              |                    |
+//
+// The clock comes first: whatever the backend says once the lease is over, nobody learns from it
+// what became of the hold before. So a hold that the backend forgot is kLost for whoever asks in
+// time (a renewal, Extend, Release, an event), and kExpired for whoever never asked.
 //
 // Exclusive means: nobody else is inside, provided that this thread was not paused between looking
 // and acting for longer than the backend's lease margin. Past that, only the fencing token

@@ -24,8 +24,8 @@ enum class Reason {
   kCancelled,           // kCancelled: by the caller, or the `finish` of a body was dropped.
   kShutdown,            // kCancelled: the manager was destroyed, or its executor dropped the task.
   kStolen,              // kAborted: the grace was over before the holder yielded.
-  kExpired,             // kAborted: the lease ran out.
-  kLost,                // kAborted: the backend no longer knows the hold, or could not be asked.
+  kExpired,             // kAborted: the lease ran out, and not for a failure of the backend.
+  kLost,                // kAborted: the backend no longer knows the hold, or could not renew it.
   kYieldRequested,      // kAborted: the holder was asked to yield and has not lost the lock yet.
   kDeadlock,            // kAborted: waiting would close a cycle.
   kBackendUnavailable,  // kUnavailable: the backend could not be reached; nothing was done.

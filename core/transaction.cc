@@ -34,7 +34,7 @@ std::string_view WhyLeft(Reason reason) {
     case Reason::kExpired:
       return "expired before it was released";
     case Reason::kLost:
-      return "was lost: the backend does not know the hold any more";
+      return "was lost: the backend does not know the hold any more, or failed to renew it";
     default:
       return "was given up for somebody of higher priority";
   }

@@ -130,7 +130,19 @@ void Hold::LookAtClock(Signals& signals) {
   const absl::Time now = shard_->core->clock().Now();
   if (now < End()) return;
   const bool lease_over = now >= std::min(valid_until_, terms_.hold_end);
-  Lose(lease_over ? LockState::kExpired : LockState::kStolen, signals);
+  cut_off_ = lease_over && CutOff(now);
+  Lose(!lease_over ? LockState::kStolen
+       : cut_off_  ? LockState::kLost
+                   : LockState::kExpired,
+       signals);
+}
+
+bool Hold::CutOff(absl::Time now) const {
+  // With somebody waiting it would have been refused.
+  if (renewal_error_.ok() || state_ == LockState::kYielding || now >= terms_.hold_end) return false;
+  // A lease that was granted up to max_hold ends there, but for what is taken off each lease.
+  const BackendCapabilities& backend = shard_->core->capabilities();
+  return terms_.hold_end - valid_until_ > terms_.lease * backend.clock_drift + backend.lease_margin;
 }
 
 void Hold::Lose(LockState state, Signals& signals) {
@@ -485,12 +497,11 @@ void Hold::OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) {
   renewing_ = false;
   if (!Exclusive(state_) || closed_) return;
   const absl::Time now = shard_->core->clock().Now();
+  renewal_error_ = reply.status();
   if (reply.ok() && reply->outcome == ExtendOutcome::kExtended) {
-    renewal_failures_ = 0;
     ArmRenewTimer(now + RenewAfter(valid_until_ - now));
   } else {
     // One failure is not a loss; the end of the lease is. A refusal may end with the reservation.
-    ++renewal_failures_;
     ArmRenewTimer(now + std::max((valid_until_ - now) * kRetryAfter, kShortestRetry));
   }
 }
@@ -615,6 +626,18 @@ LockState Hold::WhatBecameOfIt() {
 }
 
 absl::Status Hold::LossError(LockState state) {
+  bool cut_off;
+  absl::Status why;
+  {
+    absl::MutexLock lock(&mu_);
+    cut_off = cut_off_;
+    why = renewal_error_;
+  }
+  if (cut_off) {
+    return MakeError(Reason::kLost,
+                     absl::StrCat(NameForMessage(), " was lost: its lease ran out while it could ",
+                                  "not be renewed: ", why.message()));
+  }
   return internal::LossError(state, shard_->core->backend(), KnownName(), terms_.token);
 }
 

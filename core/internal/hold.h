@@ -118,6 +118,8 @@ class Hold : public RefCounted<Hold> {
   // The resource, which the backend may be asked for; empty if it is not known any more.
   std::string KnownName() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LossError(LockState state) ABSL_LOCKS_EXCLUDED(mu_);
+  // The lease that is over would have been renewed, had the backend not failed.
+  bool CutOff(absl::Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // For messages: "'thief' with priority 9 waits for it".
   std::string WhoWaits() ABSL_LOCKS_EXCLUDED(mu_);
   // What became of a hold that the backend says is gone, although nobody told.
@@ -162,7 +164,8 @@ class Hold : public RefCounted<Hold> {
   Clock::TimerId end_timer_ ABSL_GUARDED_BY(mu_) = 0;
   Clock::TimerId renew_timer_ ABSL_GUARDED_BY(mu_) = 0;
   bool renewing_ ABSL_GUARDED_BY(mu_) = false;
-  int renewal_failures_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status renewal_error_ ABSL_GUARDED_BY(mu_);  // Of the last one that was answered.
+  bool cut_off_ ABSL_GUARDED_BY(mu_) = false;        // Lost for that error.
   // The threads on which a callback runs, and whether any more may begin.
   std::vector<std::thread::id> running_ ABSL_GUARDED_BY(mu_);
   bool closed_ ABSL_GUARDED_BY(mu_) = false;

@@ -241,7 +241,7 @@ TEST_F(RunTest, ABodyWhoseLeaseCannotBeRenewedIsAskedToStopWhenItEnds) {
   EXPECT_FALSE(stop.stop_requested()) << "one failure is not a loss";
   clock_.AdvanceBy(absl::Seconds(2));
   EXPECT_TRUE(stop.stop_requested());
-  EXPECT_EQ(ReasonOf(context->CheckPoint()), Reason::kExpired);
+  EXPECT_EQ(ReasonOf(context->CheckPoint()), Reason::kLost);
   auto next = Ask("a");
   clock_.AdvanceBy(absl::Seconds(3));
   EXPECT_TRUE(next->granted()) << "past the lease only the fence protects";
@@ -249,7 +249,7 @@ TEST_F(RunTest, ABodyWhoseLeaseCannotBeRenewedIsAskedToStopWhenItEnds) {
   finish(absl::OkStatus());
   clock_.AdvanceBy(absl::Seconds(1));
   ASSERT_TRUE(result);
-  EXPECT_EQ(ReasonOf(*result), Reason::kExpired);
+  EXPECT_EQ(ReasonOf(*result), Reason::kLost);
   EXPECT_EQ(result->code(), absl::StatusCode::kAborted);
 }
 

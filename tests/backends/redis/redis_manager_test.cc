@@ -310,9 +310,11 @@ TEST(RedisManagerTest, TheLocalDeadlineAndNotTheFirstErrorIsTheLoss) {
   EXPECT_EQ(lock->state(), LockState::kHeld);
   EXPECT_TRUE(lost.All().empty());
   clock.AdvanceTo(deadline);
-  EXPECT_EQ(lost.Take(), LockState::kExpired);
-  EXPECT_EQ(lock->state(), LockState::kExpired);
-  EXPECT_EQ(ReasonOf(lock->Release()), Reason::kExpired);
+  EXPECT_EQ(lost.Take(), LockState::kLost);
+  EXPECT_EQ(lock->state(), LockState::kLost);
+  const absl::Status status = lock->Release();
+  EXPECT_EQ(ReasonOf(status), Reason::kLost) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "could not be renewed")) << status;
 }
 
 TEST(RedisManagerTest, MaxHoldEndsAHoldThatIsRenewed) {
@@ -391,18 +393,38 @@ TEST(RedisManagerTest, FlushedDataIsALossForWhoeverBeginsToListen) {
   EXPECT_EQ(lost.Take(), LockState::kLost);
 }
 
+TEST(RedisManagerTest, FlushedDataIsALossForWhoeverExtendsOrReleasesWithinTheLease) {
+  RedisServer server;
+  SimulatedClock clock;
+  LockManager locks = NewManager(server, {.clock = &clock});
+  absl::StatusOr<Lock> one = locks.Acquire("r", {.lease = absl::Seconds(30), .auto_renew = false});
+  absl::StatusOr<Lock> two = locks.Acquire("s", {.lease = absl::Seconds(30), .auto_renew = false});
+  ASSERT_TRUE(one.ok() && two.ok());
+  server.Command({"FLUSHALL"});
+  EXPECT_EQ(ReasonOf(one->Extend(absl::Seconds(10))), Reason::kLost);
+  EXPECT_EQ(ReasonOf(one->Release()), Reason::kLost);
+  EXPECT_EQ(ReasonOf(two->Release()), Reason::kLost);
+}
+
 TEST(RedisManagerTest, FlushedDataWithoutRenewalIsToldAtTheLocalDeadline) {
   RedisServer server;
   SimulatedClock clock;
   LockManager locks = NewManager(server, {.clock = &clock});
   absl::StatusOr<Lock> lock = locks.Acquire("r", {.lease = absl::Seconds(30), .auto_renew = false});
   ASSERT_TRUE(lock.ok()) << lock.status();
+  Mailbox<LockState> lost;
+  lock->OnLost([&lost](LockState state) { lost.Put(state); });
+  // It listens before the loss, and does not ask afterwards: then the clock is all that it has.
+  Settle(locks);
   server.Command({"FLUSHALL"});
   const absl::Duration left = lock->remaining();
   clock.AdvanceBy(left - absl::Nanoseconds(1));
   EXPECT_GT(lock->remaining(), absl::ZeroDuration());
+  EXPECT_TRUE(lost.All().empty());
   clock.AdvanceBy(absl::Nanoseconds(1));
+  EXPECT_EQ(lost.Take(), LockState::kExpired);
   EXPECT_EQ(lock->state(), LockState::kExpired);
+  EXPECT_EQ(ReasonOf(lock->Release()), Reason::kExpired);
 }
 
 // ---- Deadlocks ---------------------------------------------------------------------------------
