@@ -47,6 +47,7 @@ class Server final : public LockingProtocol {
   }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
     ++confirms;
+    if (confirms_slowly) mode = Mode::kSlow;
     Pass<ConfirmReply>([&](auto reply) { inner_->Confirm(hold, token, std::move(reply)); },
                        std::move(done));
   }
@@ -61,6 +62,26 @@ class Server final : public LockingProtocol {
       auto answer = std::move(held_.front());
       held_.pop_front();
       answer();
+    }
+  }
+
+  // What waits for an answer gets none.
+  void LoseAnswers() {
+    lost_ = true;
+    Answer();
+    lost_ = false;
+  }
+
+  // Somebody else takes the resource by force, here alone.
+  void Steal(std::string_view resource) {
+    const AcquisitionId thief = AcquisitionId::Next();
+    for (int i = 0; i < 2; ++i) {
+      inner_->Obtain({.resource = resource,
+                      .acquisition = thief,
+                      .priority = 99,
+                      .reserve_below = 99,
+                      .grace = absl::ZeroDuration()},
+                     [](absl::StatusOr<ObtainReply>) {});
     }
   }
 
@@ -83,6 +104,7 @@ class Server final : public LockingProtocol {
   LockingProtocol& inner() { return *inner_; }
 
   Mode mode = Mode::kWorks;
+  bool confirms_slowly = false;
   int obtains = 0;
   int confirms = 0;
 
@@ -103,7 +125,10 @@ class Server final : public LockingProtocol {
       case Mode::kSlow: {
         auto reply = std::make_shared<absl::StatusOr<T>>(absl::InternalError("none"));
         call([reply](absl::StatusOr<T> r) { *reply = std::move(r); });
-        held_.push_back([reply, done = std::move(done)]() mutable { done(std::move(*reply)); });
+        held_.push_back([this, reply, done = std::move(done)]() mutable {
+          if (lost_) *reply = BackendUnknownError("the answer is lost");
+          done(std::move(*reply));
+        });
         return;
       }
     }
@@ -112,6 +137,7 @@ class Server final : public LockingProtocol {
   // One shard, so that one counter makes all tokens.
   std::shared_ptr<LockingProtocol> inner_ = NewMemoryBackend({.shards = 1});
   std::deque<absl::AnyInvocable<void()>> held_;
+  bool lost_ = false;
 };
 
 struct Cluster {
@@ -317,6 +343,69 @@ TEST(QuorumBackendTest, AMajorityExtendsAndAMinorityDoesNot) {
   cluster.servers[0]->mode = Server::Mode::kWorks;
   cluster.servers[1]->mode = Server::Mode::kWorks;
   EXPECT_EQ(extend()->outcome, ExtendOutcome::kExtended);
+}
+
+// How often a holder has been told that its hold is over.
+struct Ends {
+  Ends(LockingProtocol& backend, AcquisitionId id)
+      : subscription(backend.Watch({.resource = "r", .acquisition = id, .role = WatchRole::kHolder},
+                                   [this](const WatchEvent& event) {
+                                     ends += event.kind == WatchEventKind::kHoldEnded;
+                                   })) {}
+  int ends = 0;
+  Subscription subscription;
+};
+
+absl::StatusOr<ExtendReply> Extend(LockingProtocol& backend, AcquisitionId id) {
+  return Await<ExtendReply>([&](auto done) {
+    backend.Extend({.resource = "r", .acquisition = id}, absl::Hours(2), std::move(done));
+  });
+}
+
+TEST(QuorumBackendTest, AServerThatExtendsCountsWhateverBecameOfItsConfirmation) {
+  Cluster cluster(3);
+  // The first server is ahead, so that the others are to confirm. The second one's word is enough;
+  // that of the third is lost when that is decided.
+  cluster.servers[0]->Advance("r", 10);
+  cluster.servers[1]->mode = Server::Mode::kSlow;
+  cluster.servers[2]->confirms_slowly = true;
+  const AcquisitionId a = AcquisitionId::Next();
+  std::optional<absl::StatusOr<ObtainReply>> held;
+  cluster.quorum->Obtain(Request(a), [&](absl::StatusOr<ObtainReply> r) { held = std::move(r); });
+  ASSERT_EQ(cluster.servers[2]->confirms, 1);
+  cluster.servers[1]->Answer();
+  ASSERT_TRUE(held && held->ok());
+  cluster.servers[2]->LoseAnswers();
+  Ends told(*cluster.quorum, a);
+  EXPECT_EQ(Extend(*cluster.quorum, a)->outcome, ExtendOutcome::kExtended);
+  // All three have extended, so that two are left.
+  cluster.servers[0]->Steal("r");
+  EXPECT_EQ(told.ends, 0);
+  EXPECT_EQ(Extend(*cluster.quorum, a)->outcome, ExtendOutcome::kExtended);
+  cluster.servers[1]->Steal("r");
+  EXPECT_EQ(told.ends, 1) << "now it has lost its majority";
+}
+
+TEST(QuorumBackendTest, AServerThatExtendedKeepsTheHoldThoughItsFirstAnswerIsLost) {
+  Cluster cluster(3);
+  cluster.servers[2]->mode = Server::Mode::kSlow;
+  const AcquisitionId a = AcquisitionId::Next();
+  const auto held = Obtain(*cluster.quorum, Request(a));
+  ASSERT_TRUE(held.ok()) << held.status();
+  Ends told(*cluster.quorum, a);
+  // The third has granted it, which nobody has heard yet, and extends it with the second: what the
+  // holder believes rests on these two.
+  cluster.servers[2]->mode = Server::Mode::kWorks;
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  EXPECT_EQ(Extend(*cluster.quorum, a)->outcome, ExtendOutcome::kExtended);
+  cluster.servers[0]->Steal("r");
+  EXPECT_EQ(told.ends, 0);
+  cluster.servers[2]->LoseAnswers();
+  EXPECT_TRUE(cluster.servers[2]->Held("r")) << "given back while the holder counts on it";
+  EXPECT_EQ(told.ends, 0);
+  EXPECT_EQ(Extend(*cluster.quorum, a)->outcome, ExtendOutcome::kExtended);
+  EXPECT_EQ(Release(*cluster.quorum, a).value(), ReleaseOutcome::kReleased);
+  EXPECT_FALSE(cluster.servers[2]->Held("r"));
 }
 
 TEST(QuorumBackendTest, AReleaseIsRepeatable) {

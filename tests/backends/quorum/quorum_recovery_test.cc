@@ -301,6 +301,13 @@ class Gate final : public LockingProtocol {
 
   // After this many more calls.
   void CloseAfter(int calls) { calls_ = calls; }
+  // Lets the call pass that has waited for longest.
+  void PassOne() {
+    ASSERT_FALSE(waiting_.empty());
+    auto call = std::move(waiting_.front());
+    waiting_.erase(waiting_.begin());
+    call();
+  }
   void Open() {
     calls_ = std::numeric_limits<int>::max();
     for (auto& call : std::exchange(waiting_, {})) call();
@@ -369,6 +376,47 @@ TEST(QuorumReadBackTest, FencesThatWereReadBeforeTheWaitWasOverDoNotCount) {
   EXPECT_EQ((*second_got)->outcome, ObtainOutcome::kObtained);
   EXPECT_GT((*second_got)->token, 42u);
   to_first[2]->Open();  // Every call is answered at last.
+}
+
+TEST(QuorumReadBackTest, AConfirmationThatFailsWhileFencesAreReadIsAskedForAgain) {
+  SimulatedClock clock;
+  std::vector<std::shared_ptr<Server>> servers;
+  std::vector<std::shared_ptr<Gate>> gates;
+  for (int i = 0; i < 5; ++i) {
+    servers.push_back(std::make_shared<Server>(clock));
+    gates.push_back(std::make_shared<Gate>(servers.back()));
+  }
+  const auto quorum = *NewQuorumBackend({gates.begin(), gates.end()}, {.clock = &clock});
+  // The first server has lost its data, and a stranger holds the third with a token far ahead.
+  servers[0]->LoseData();
+  clock.AdvanceBy(kMaxLease);
+  servers[2]->AdvanceTo(40);
+  servers[2]->inner().Obtain(Request(AcquisitionId::Next(), 0, kMaxLease),
+                             [](absl::StatusOr<ObtainReply>) {});
+  // The first, second and fourth grant: a majority, if the fences of others make up for the first.
+  // So these are read, and what was read is to be confirmed, before the last one is asked whether it
+  // grants: behind its gate the confirmation waits, and that question after it.
+  gates[0]->CloseAfter(1);
+  gates[1]->CloseAfter(2);
+  gates[3]->CloseAfter(2);
+  gates[4]->CloseAfter(1);
+  std::optional<absl::StatusOr<ObtainReply>> got;
+  quorum->Obtain(Request(AcquisitionId::Next(), 0, kMaxLease),
+                 [&](absl::StatusOr<ObtainReply> reply) { got = std::move(reply); });
+  ASSERT_FALSE(got);
+  // Its confirmation fails, and its grant is seen again.
+  servers[4]->down = true;
+  gates[4]->PassOne();
+  servers[4]->down = false;
+  gates[4]->PassOne();
+  // Another's confirmation fails, too, so that everything depends on the last server.
+  servers[3]->down = true;
+  gates[3]->PassOne();
+  for (const auto& gate : gates) gate->Open();
+  ASSERT_TRUE(got) << "it waits for a confirmation that is not under way";
+  ASSERT_TRUE(got->ok()) << got->status();
+  EXPECT_EQ((*got)->outcome, ObtainOutcome::kObtained);
+  EXPECT_EQ((*got)->token, 42u);
 }
 
 TEST(QuorumReleaseTest, AnObtainThatIsOvertakenByItsReleaseLeavesNothingBehind) {
