@@ -57,11 +57,14 @@ struct AcquireOptions {
   // policy says, which is infinite by default.
   std::optional<absl::Duration> preemption_grace = std::nullopt;
 
-  // How long to wait for the lock; not negative. Zero: not at all.
+  // How long to wait for the lock; not negative. Zero: not at all, the backend's first answer
+  // decides. It is asked for whoever waits, and bounded by the time that the backend allows for one
+  // operation.
   absl::Duration acquire_timeout = absl::InfiniteDuration();
 
   // How often the backend may answer "denied" before the request fails; positive. Polls of a
-  // reservation do not count. With 1, a request that would have to queue fails at once.
+  // reservation do not count. With 1, a request that would have to queue fails at once. Failures of
+  // the backend do not count either: the request ends with the sixth in a row, whatever this says.
   int max_attempts = kUnlimited;
 
   // Go before those of the same priority that wait already.

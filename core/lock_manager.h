@@ -242,9 +242,9 @@ class LockManager {
     RunAllAsync(std::move(resources), options, std::move(plain_body), std::move(plain_done));
   }
 
-  // Does anybody hold or wait for the resource? For any resource at all? Holders are those of
-  // whatever manager where the backend can tell (BackendCapabilities::inspect), else of this one,
-  // as in a snapshot; those who wait are this manager's.
+  // Does anybody hold, ask for or wait for the resource? For any resource at all? Holders are those
+  // of whatever manager where the backend can tell (BackendCapabilities::inspect), else of this
+  // one, as in a snapshot; those who ask and wait are this manager's.
   bool IsBusy(ResourceName resource) const;
   bool IsBusy() const;
 

@@ -104,6 +104,7 @@ Waiter::Waiter(CoreShard* in_shard, const ResourceName& name, std::string_view w
       acquire_timeout(options.acquire_timeout),
       max_attempts(options.max_attempts),
       retry(options.retry),
+      admission(options.admission),
       reservation_lease(from.reservation_lease),
       done(std::move(call)) {
   plan.owner = owner;
@@ -131,6 +132,7 @@ ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOp
       executor_(options_.executor != nullptr ? *options_.executor : InlineExecutor()),
       inline_executor_(&executor_ == &InlineExecutor()),
       barging_(options_.queue->AllowsBarging()),
+      backend_keeps_order_(capabilities_.keeps_order && options_.queue->RanksByPriority()),
       graph_(options_.detect_deadlocks ? WaitGraph::Of(backend_.get()) : nullptr),
       plain_manager_(options_.preemption == nullptr && options_.observer == nullptr &&
                      capabilities_.infinite_lease && capabilities_.hint_identifies_hold &&
@@ -287,8 +289,12 @@ ObtainRequest ManagerCore::RequestOf(const ResourceName& resource, AcquisitionId
 }
 
 bool ManagerCore::GoesDirectly(const Plan& plan, const AcquireOptions& options) const {
-  // A named owner may hold the lock already; one attempt means that there is no waiting.
-  return barging_ || !plan.owner.empty() || options.max_attempts == 1 ||
+  // One attempt, or no time, means that there is no waiting. A named owner may hold the lock
+  // already. If it does not, it must not find the lock free before those who wait have heard of
+  // that. Where answers take their time that is likely, so there the backend has to see to it.
+  const bool may_reenter =
+      !plan.owner.empty() && (capabilities_.answers_at_once || backend_keeps_order_);
+  return barging_ || may_reenter || options.max_attempts == 1 ||
          options.acquire_timeout == absl::ZeroDuration();
 }
 
@@ -764,6 +770,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
   const bool by_priority = options_.queue->RanksByPriority();
   const bool has_timeout =
       w.acquire_timeout > absl::ZeroDuration() && w.acquire_timeout != absl::InfiniteDuration();
+  const bool asks = !first && !capabilities_.answers_at_once;
   // What else looks at this moment is for people.
   const bool exact = has_timeout || !by_priority || w.blocker != nullptr || seen != nullptr;
   w.enqueued = exact ? clock_.Now() : clock_.CoarseNow();
@@ -777,15 +784,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     known = (shard.queues[w.resource.bytes()] = std::make_unique<WaitQueue>(by_priority)).get();
   }
   WaitQueue& queue = *known;
-
-  const AdmissionPolicy& admission =
-      options.admission != nullptr ? *options.admission : *options_.admission;
-  AdmissionContext context{.priority = w.plan.priority,
-                           .pending_on_resource = queue.order.size(),
-                           .pending_in_total = pending_.load(std::memory_order_relaxed)};
-  Waiter* const lowest = queue.least_urgent();
-  if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
-  const Admission admitted = admission.Decide(context);
+  const bool joins = asks && (queue.pending() == 0 || GoesDirectly(w.plan, options));
 
   if (first && first->token == 0) {
     w.other_known = true;
@@ -799,15 +798,13 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     refused = GiveUpError(w, queue, Reason::kShutdown);
   } else if (w.max_attempts == 1 && first && first->outcome == ObtainOutcome::kDenied) {
     refused = GiveUpError(w, queue, Reason::kAttemptsExhausted);
-  } else if (admitted == Admission::kReject) {
+  } else if (w.acquire_timeout == absl::ZeroDuration() && first && first->token == 0) {
+    refused = GiveUpError(w, queue, Reason::kAcquireTimeout);
+  } else if (!joins && !Admit(queue, w)) {
     refused = GiveUpError(w, queue, Reason::kTooManyPending);
   } else {
-    if (admitted == Admission::kShedLowest && lowest != nullptr) {
-      lowest->shard->mu.AssertHeld();
-      Finish(*lowest, GiveUpError(*lowest, queue, Reason::kTooManyPending),
-             MayHaveLeftSomething(*lowest));
-    }
     w.queue = &queue;
+    w.came_after = queue.questions;
     w.Ref();  // The queue's.
     queue.order.Insert(w,
                        options_.queue->Rank({.priority = w.plan.priority, .enqueued = w.enqueued}),
@@ -817,10 +814,18 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     }
     if (w.plan.reserve_below) ++queue.may_preempt;
     shard.waiting.fetch_add(1, std::memory_order_relaxed);
-    pending_.fetch_add(1, std::memory_order_relaxed);
-    length = queue.order.size();
-    if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
     queue.holder_priority.reset();  // So that it asks, if it may preempt.
+    if (joins) {
+      w.joining = true;
+      ++queue.joining;
+      AskAlone(w);
+    } else {
+      pending_.fetch_add(1, std::memory_order_relaxed);
+      length = queue.pending();
+      if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
+      // Its owner may hold the lock, or wait in a circle: it needs to know.
+      if (asks && !w.owner.empty()) LookAgain(queue, 0, w.came_after);
+    }
     if (first) {
       HandleAnswer(w, *std::move(first));
     }
@@ -849,6 +854,23 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
   Pump(shard, w.resource);
 }
 
+bool ManagerCore::Admit(WaitQueue& queue, const Waiter& waiter) {
+  const AdmissionPolicy& policy =
+      waiter.admission != nullptr ? *waiter.admission : *options_.admission;
+  AdmissionContext context{.priority = waiter.plan.priority,
+                           .pending_on_resource = queue.pending(),
+                           .pending_in_total = pending_.load(std::memory_order_relaxed)};
+  Waiter* const lowest = queue.least_urgent();
+  if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
+  const Admission admission = policy.Decide(context);
+  if (admission == Admission::kShedLowest && lowest != nullptr) {
+    lowest->shard->mu.AssertHeld();
+    Finish(*lowest, GiveUpError(*lowest, queue, Reason::kTooManyPending),
+           MayHaveLeftSomething(*lowest));
+  }
+  return admission != Admission::kReject;
+}
+
 bool ManagerCore::Finish(Waiter& waiter, absl::Status why, bool withdraw) {
   WaitQueue* const queue = std::exchange(waiter.queue, nullptr);
   if (queue == nullptr) return false;
@@ -856,11 +878,20 @@ bool ManagerCore::Finish(Waiter& waiter, absl::Status why, bool withdraw) {
   if (!queue->ranked_by_priority) queue->priorities.Erase(waiter);
   if (waiter.plan.reserve_below) --queue->may_preempt;
   if (waiter.in_graph) graph_->Remove(waiter);
-  const auto successor = std::find_if(queue->successors.begin(), queue->successors.end(),
-                                      [&](const auto& other) { return other.get() == &waiter; });
-  if (successor != queue->successors.end()) queue->successors.erase(successor);
+  const auto leave = [&waiter](WaiterList& list) {
+    if (ABSL_PREDICT_TRUE(list.empty())) return;
+    const auto found = std::find_if(list.begin(), list.end(),
+                                    [&](const auto& other) { return other.get() == &waiter; });
+    if (found != list.end()) list.erase(found);
+  };
+  leave(queue->successors);
+  leave(queue->alone);
   waiter.shard->waiting.fetch_sub(1, std::memory_order_relaxed);
-  pending_.fetch_sub(1, std::memory_order_relaxed);
+  if (std::exchange(waiter.joining, false)) {
+    --queue->joining;
+  } else {
+    pending_.fetch_sub(1, std::memory_order_relaxed);
+  }
   waiter.outcome = std::move(why);
   // If an Obtain is under way, its answer decides what there is to withdraw.
   waiter.withdraw = withdraw;
@@ -895,7 +926,7 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
     absl::StrAppend(&message, " (", absl::FormatDuration(waiter.acquire_timeout), ")");
   }
   if (reason == Reason::kTooManyPending) {
-    absl::StrAppend(&message, " (", queue.order.size(), " for this resource)");
+    absl::StrAppend(&message, " (", queue.pending(), " for this resource)");
   }
   // Whoever stands behind others in the queue never asked; those before it did.
   const Waiter* informed = waiter.other_known ? &waiter : nullptr;
@@ -941,21 +972,26 @@ void ManagerCore::AskAboutHolders(const WaitGraph::Circle& circle) {
     bool ask = false;
     {
       absl::MutexLock lock(&shard.mu);
-      const WaitQueue* const queue = shard.core->FindQueue(shard, link.waiter->resource);
-      if (queue == nullptr) continue;
-      // Any answer about this resource will do, and only those that are registered ask.
-      for (const RefPtr<Waiter>& waiter : queue->registered) {
-        waiter->shard->mu.AssertHeld();
-        if (waiter->queue == nullptr) continue;
-        if (waiter->asking && waiter->graph_time >= link.certain_from) break;
-        // It counts as no attempt of its own.
-        if (!waiter->asking && waiter->attempts > 0) waiter->looking = true;
-        ask = waiter->ask_due = true;
-        break;
-      }
+      WaitQueue* const queue = shard.core->FindQueue(shard, link.waiter->resource);
+      if (queue != nullptr) ask = LookAgain(*queue, link.certain_from, 0);
     }
     if (ask) shard.core->Pump(shard, link.waiter->resource);
   }
+}
+
+bool ManagerCore::LookAgain(WaitQueue& queue, uint64_t graph_time, int64_t after_question) {
+  // Any answer about this resource will do, and only those that are registered ask.
+  for (const RefPtr<Waiter>& waiter : queue.registered) {
+    waiter->shard->mu.AssertHeld();
+    if (waiter->queue == nullptr) continue;
+    if (waiter->asking && waiter->graph_time >= graph_time && waiter->question > after_question) {
+      return false;
+    }
+    waiter->ask_due = true;
+    waiter->look_due = true;
+    return true;
+  }
+  return false;
 }
 
 void ManagerCore::ResolveDeadlocks() {
@@ -1061,8 +1097,8 @@ bool ManagerCore::WouldBeDenied(Waiter& head, const WaiterList& callbacks) const
   const Waiter& holder = *callbacks.back();
   if (!holder.outcome.ok() || holder.grant.remaining != absl::InfiniteDuration()) return false;
   // The answer could be more than a denial, or more would come of it.
-  if (head.plan.priority > holder.plan.priority || head.reserved || !head.owner.empty() ||
-      head.max_attempts != AcquireOptions::kUnlimited ||
+  if (head.joining || head.plan.priority > holder.plan.priority || head.reserved ||
+      !head.owner.empty() || head.max_attempts != AcquireOptions::kUnlimited ||
       head.acquire_timeout == absl::ZeroDuration() || (graph_ != nullptr && graph_->active())) {
     return false;
   }
@@ -1090,7 +1126,7 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
   WaiterList direct;
   WaiterList callbacks;  // Told at the end: their code may take its time.
   const auto tell_direct = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
-    length_before = queue.order.size();
+    length_before = queue.pending();
     if (direct.empty()) return;
     shard.mu.Unlock();
     for (const RefPtr<Waiter>& waiter : direct) Complete(*waiter);
@@ -1194,6 +1230,13 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
         break;
       }
     }
+    while (!ask && !queue.alone.empty()) {
+      RefPtr<Waiter> next = std::move(queue.alone.front());
+      queue.alone.erase(queue.alone.begin());
+      next->shard->mu.AssertHeld();
+      // It may have been registered since, and asks for that.
+      if (!next->registered && next->ask_due && !next->asking) ask = std::move(next);
+    }
     if (!ask) break;
     Waiter& asked = *ask;
     asked.shard->mu.AssertHeld();
@@ -1233,13 +1276,42 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
 ObtainRequest ManagerCore::BeginToAsk(Waiter& waiter) {
   waiter.asking = true;
   waiter.ask_due = false;
+  waiter.alone = !waiter.registered && !capabilities_.answers_at_once;
+  if (std::exchange(waiter.look_due, false) && waiter.attempts > 0) waiter.looking = true;
+  waiter.question = ++waiter.queue->questions;
   const bool timed = waiter.time_matters || !capabilities_.answers_at_once ||
                      waiter.plan.lease != absl::InfiniteDuration() || waiter.plan.grace.has_value();
   waiter.asked_at = timed ? clock_.Now() : kUntimed;
   if (graph_ != nullptr) waiter.graph_time = graph_->Now();
   ObtainRequest request = RequestOf(waiter.resource, waiter.id, waiter.plan);
   request.reservation_lease = waiter.reservation_lease;
+  if (waiter.alone && !barging_) {
+    // See YieldToQueue.
+    const Waiter* const ahead = waiter.queue->most_urgent();
+    if (ahead != &waiter && ahead->plan.priority >= waiter.plan.priority) {
+      request.reserve_below.reset();
+    }
+  }
   return request;
+}
+
+void ManagerCore::AskAlone(Waiter& waiter) {
+  waiter.ask_due = true;
+  waiter.look_due = true;
+  waiter.queue->alone.push_back(RefPtr<Waiter>::Share(&waiter));
+}
+
+void ManagerCore::AskForReentry(const Waiter& waiter) {
+  if (waiter.other_owner.empty()) return;
+  waiter.queue->order.ForEach([&waiter](Waiter& other) {
+    other.shard->mu.AssertHeld();
+    // What was asked before it came says nothing: the owner may have left since.
+    if (!other.registered && !other.asking && !other.ask_due && !other.joining &&
+        other.came_after < waiter.question && other.owner == waiter.other_owner) {
+      AskAlone(other);
+    }
+    return true;
+  });
 }
 
 void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
@@ -1264,10 +1336,16 @@ void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
 void ManagerCore::OnAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
   CoreShard& shard = *waiter.shard;
   bool give_back;
+  int64_t length = -1;
   {
     absl::MutexLock lock(&shard.mu);
     waiter.shard->mu.AssertHeld();
+    const bool joining = waiter.joining;
     give_back = TakeAnswer(waiter, std::move(answer));
+    if (joining && waiter.queue != nullptr) length = waiter.queue->pending();
+  }
+  if (length > 0) {
+    if (Observer* const seen = observer()) seen->OnQueueLength(waiter.resource.bytes(), length);
   }
   if (give_back) GiveBack(waiter);
   if (graph_ != nullptr && graph_->HasSuspects()) ResolveDeadlocks();
@@ -1280,8 +1358,41 @@ bool ManagerCore::TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answe
     // It gave up meanwhile; the answer says what is left behind.
     return !answer.ok() || answer->outcome != ObtainOutcome::kDenied;
   }
-  HandleAnswer(waiter, std::move(answer));
+  if (waiter.joining) {
+    HandleFirstAnswer(waiter, std::move(answer));
+  } else {
+    HandleAnswer(waiter, std::move(answer));
+  }
+  // It subscribes when its turn comes, and then looks.
+  if (std::exchange(waiter.alone, false)) waiter.looking = waiter.attempts > 0;
   return false;
+}
+
+void ManagerCore::HandleFirstAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+  if (answer.ok() && answer->token == 0) {
+    waiter.other_known = true;
+    waiter.other_owner = answer->other_owner;
+    waiter.other_priority = answer->other_priority;
+    const bool denied = answer->outcome == ObtainOutcome::kDenied;
+    const bool may_wait =
+        waiter.acquire_timeout > absl::ZeroDuration() && !(denied && waiter.max_attempts == 1);
+    if (may_wait && !Join(waiter, /*withdraw=*/!denied)) return;
+  }
+  HandleAnswer(waiter, std::move(answer));
+  // What came may be no answer: then it asks again, and waits until it may.
+  if (waiter.queue != nullptr && waiter.joining) Join(waiter, /*withdraw=*/true);
+}
+
+bool ManagerCore::Join(Waiter& waiter, bool withdraw) {
+  if (!Admit(*waiter.queue, waiter)) {
+    Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kTooManyPending), withdraw);
+    return false;
+  }
+  waiter.joining = false;
+  --waiter.queue->joining;
+  pending_.fetch_add(1, std::memory_order_relaxed);
+  if (graph_ != nullptr && !waiter.owner.empty()) graph_->Add(waiter);
+  return true;
 }
 
 void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
@@ -1294,7 +1405,8 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
     // idempotent, and settles what an unknown outcome left open.
     const bool first = waiter.attempts == 0 && !waiter.reserved;
     if (!passing || waiter.failures > kMostFailures ||
-        (first && reason == Reason::kBackendUnavailable)) {
+        (first && reason == Reason::kBackendUnavailable) ||
+        waiter.acquire_timeout == absl::ZeroDuration()) {
       Finish(waiter, BackendRefused(waiter.resource, answer.status()),
              waiter.reserved || waiter.maybe_obtained);
       return;
@@ -1369,6 +1481,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
       // hear that the holder has left.
       if (!waiter.registered) waiter.queue->successors.push_back(RefPtr<Waiter>::Share(&waiter));
       NoteHolder(waiter);
+      if (!waiter.alone && !capabilities_.answers_at_once) AskForReentry(waiter);
       PollAt(waiter, next);
       return;
     }
@@ -1387,7 +1500,9 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
         return;
       }
       NoteHolder(waiter);
-      if (capabilities_.reliable_events) return;
+      if (!waiter.alone && !capabilities_.answers_at_once) AskForReentry(waiter);
+      // One that is not registered asks when its turn comes.
+      if (capabilities_.reliable_events || !waiter.registered) return;
       const absl::Duration delay = RetryDelay(
           waiter.retry.get(),
           {.attempts = waiter.attempts, .remaining_lease = answer->remaining, .random = Random()});
@@ -1420,8 +1535,13 @@ void ManagerCore::PollAt(Waiter& waiter, absl::Time at) {
       shard.mu.Unlock();
       return;
     }
+    waiter->shard->mu.AssertHeld();
     waiter->poll_timer = 0;
-    waiter->ask_due = true;
+    if (waiter->registered) {
+      waiter->ask_due = true;
+    } else {
+      AskAlone(*waiter);
+    }
     PumpAndUnlock(shard, waiter->resource, waiter->queue);
   });
 }
@@ -1489,10 +1609,11 @@ std::vector<ResourceSnapshot> ManagerCore::Snapshot() {
       absl::MutexLock lock(&shard.mu);
       for (Hold* const hold : shard.holds) holds.push_back(RefPtr<Hold>::Share(hold));
       for (const auto& [resource, queue] : shard.queues) {
-        if (queue->empty()) continue;
+        if (queue->pending() == 0) continue;
         ResourceSnapshot& snapshot = resources[resource];
         snapshot.state.resource = resource;
         queue->order.ForEach([&](const Waiter& waiter) {
+          if (waiter.joining) return true;
           snapshot.waiters.push_back(
               {.owner = std::string(waiter.owner),
                .priority = waiter.plan.priority,

@@ -1,12 +1,17 @@
 // ManagerCore is what a LockManager and its locks share: the backend, the policies, and the queues
 // of those who wait.
 //
-// How a request goes: it asks the backend directly if nobody waits for a resource of its shard. If
-// the answer is not a grant, it becomes a Waiter in the resource's WaitQueue. Of a queue only its
+// How a request goes: it asks the backend directly if nobody waits for the resource, and in the few
+// cases in which the queue does not matter (GoesDirectly). If the answer is not a grant, it waits:
+// as a Waiter in the resource's WaitQueue, if the admission policy lets it. Of a queue only its
 // head, and the most urgent waiter that may preempt, are registered with the backend (Watch) and
 // ask it (Obtain): when they come to the front, when an event wakes them, and when a poll is due.
 // One thread at a time works on a queue (Pump): it decides under the shard's mutex what to do next
 // and does it without the mutex, so that the backend, and whoever is told, may call back.
+//
+// Where the backend does not answer at once, a request that asks directly takes its place in the
+// queue before it asks, and is *joining* until the answer is there: it counts as waiting for nobody
+// but those who come after it in the order.
 //
 // Lock order: CoreShard::mu or sets_mu_, then the WaitGraph's or a clock's own mutex. No other
 // mutex is taken under it: the backend, executors and user code are called with none held.
@@ -99,7 +104,8 @@ struct Waiter : RefCounted<Waiter> {
   Plan plan;  // Its owner is `owner`.
   const absl::Duration acquire_timeout;
   const int max_attempts;
-  const std::shared_ptr<const RetryPolicy> retry;  // Null: the manager's.
+  const std::shared_ptr<const RetryPolicy> retry;          // Null: the manager's.
+  const std::shared_ptr<const AdmissionPolicy> admission;  // The same.
   AcquisitionId id;
   absl::Time enqueued;
   // Does `done` signal a blocked thread? Then it is called directly.
@@ -118,7 +124,10 @@ struct Waiter : RefCounted<Waiter> {
   bool registered = false;  // Registered with the backend, or about to be.
   bool asking = false;      // An Obtain is under way.
   bool ask_due = false;
+  bool joining = false;   // Its first answer is not there yet, nor is it admitted.
+  bool alone = false;     // The Obtain under way was sent without its being registered.
   bool looking = false;   // The next answer belongs to an attempt that was counted already.
+  bool look_due = false;  // That goes for the Obtain that is due.
   bool reserved = false;  // It is the successor of a holder, as far as it has heard.
   bool ever_reserved = false;
   bool time_matters = false;    // Although it asks for a lease without end: the answer has one.
@@ -129,6 +138,9 @@ struct Waiter : RefCounted<Waiter> {
   int attempts = 0;
   int failures = 0;  // In a row, to reach the backend.
   absl::Time asked_at;
+  // Numbers of its queue's questions: the one that it asked last, and the last before it came.
+  int64_t question = 0;
+  int64_t came_after = 0;
   // How long it reserves; may be shorter than the plan has it, for a victim that has little left.
   absl::Duration reservation_lease;
   absl::Duration victim_has_left;  // By the last answer, while it is reserved.
@@ -174,16 +186,27 @@ struct WaitQueue {
   WaitOrder<Waiter, &Waiter::in_priorities> priorities;
   const bool ranked_by_priority;
   int64_t may_preempt = 0;  // How many of them.
+  int64_t joining = 0;      // The same.
+  int64_t questions = 0;    // How many were asked.
 
   bool empty() const { return order.empty(); }
+  // How many wait, by what the backend has answered.
+  int64_t pending() const { return order.size() - joining; }
   Waiter* most_urgent() const { return ranked_by_priority ? order.first() : priorities.first(); }
-  Waiter* least_urgent() const { return ranked_by_priority ? order.last() : priorities.last(); }
+  // Of those that wait already.
+  Waiter* least_urgent() const {
+    if (joining == 0) return ranked_by_priority ? order.last() : priorities.last();
+    const auto waits = [](const Waiter& waiter) { return !waiter.joining; };
+    return ranked_by_priority ? order.LastOf(waits) : priorities.LastOf(waits);
+  }
 
   // Those that are registered with the backend: at most the head, the thief, and those on the way
   // out.
   WaiterList registered;
   // Those that became the successor before they had a place here: they have to be registered, too.
   WaiterList successors;
+  // Those that are to ask although they are not registered.
+  WaiterList alone;
   WaiterList finished;  // Not told yet.
   // What was heard of the holder last; kept only for orders other than by priority, where nobody
   // may stand before the head but who could take the lock from that holder.
@@ -314,7 +337,7 @@ class ManagerCore {
                         Plan& plan) const;
   ObtainRequest RequestOf(const ResourceName& resource, AcquisitionId id, const Plan& plan) const;
   absl::StatusOr<ObtainReply> AskNow(const ObtainRequest& request);
-  // Does a request have to go past the queue, whoever waits?
+  // Does a request ask the backend whoever waits?
   bool GoesDirectly(const Plan& plan, const AcquireOptions& options) const;
   // Past a queue, a request may only re-enter or take what is free, unless it comes before all that
   // wait there: they were first to ask the holder to yield.
@@ -325,6 +348,9 @@ class ManagerCore {
            HasWaiters(shard, resource);
   }
   bool HasWaiters(CoreShard& shard, const ResourceName& resource);
+  // Asks the admission policy whether this request may wait, and makes room if it says so.
+  bool Admit(WaitQueue& queue, const Waiter& waiter)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   WaitQueue* FindQueue(CoreShard& shard, const ResourceName& resource)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu);
   bool NeedsHold(const Plan& plan) const;
@@ -358,7 +384,7 @@ class ManagerCore {
                                      AcquisitionId id, std::optional<ObtainReply> first,
                                      absl::Time asked_at);
   // Lets the waiter wait. Calls `done` in every case. `first` is the answer to its first question,
-  // if that was asked already.
+  // if that was asked already; else it asks from the queue.
   void Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& options,
                std::optional<ObtainReply> first);
   // Takes a waiter out of its queue with this result; false if it was out already. The caller pumps
@@ -373,6 +399,10 @@ class ManagerCore {
   bool IsCertain(const WaitGraph::Circle& circle) const;
   // Where Inspect is missing: has the holders asked for anew that are not certain yet.
   static void AskAboutHolders(const WaitGraph::Circle& circle);
+  // Has somebody ask who holds the lock, unless an answer to that is under way which was asked no
+  // earlier than `graph_time` and after this question; false if so, or if nobody can.
+  // With the mutex of the queue's shard held.
+  static bool LookAgain(WaitQueue& queue, uint64_t graph_time, int64_t after_question);
   // Has the backend to be told that this waiter does not want the lock any more?
   bool MayHaveLeftSomething(const Waiter& waiter) const;
   // `queue` is that in which it waits, or would have.
@@ -398,6 +428,16 @@ class ManagerCore {
   void PollAt(Waiter& waiter, absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // Notes that it is about to be asked for.
   ObtainRequest BeginToAsk(Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // Has it ask once, wherever it stands.
+  static void AskAlone(Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // Has those ask that the holder's owner sent meanwhile: they can enter again. By what this waiter
+  // was answered.
+  static void AskForReentry(const Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // The answer of one that is joining: ends it, or lets it wait if the admission policy does.
+  void HandleFirstAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // From now on it waits, unless it is refused.
+  bool Join(Waiter& waiter, bool withdraw) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // What the answer leaves to do without the mutex: the lock was granted to one that gave up.
   bool TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
@@ -414,6 +454,8 @@ class ManagerCore {
   Executor& executor_;
   const bool inline_executor_;
   const bool barging_;
+  // Nobody who asks overtakes those who wait: the backend keeps the same order as the queues.
+  const bool backend_keeps_order_;
   const std::shared_ptr<WaitGraph> graph_;  // Null: deadlocks are not looked for.
   // The backend answers at once and needs neither leases nor names to be told, nobody observes, and
   // whoever is lower is preempted: see IsPlain().

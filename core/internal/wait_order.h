@@ -70,6 +70,17 @@ class WaitOrder {
     }
   }
 
+  // The last element for which `f(element)` is true; null if there is none. It changes nothing.
+  template <typename F>
+  T* LastOf(F f) const {
+    for (auto list = lists_.rbegin(); list != lists_.rend(); ++list) {
+      for (T* element = list->second.last; element != nullptr; element = (element->*kLink).before) {
+        if (f(*element)) return element;
+      }
+    }
+    return nullptr;
+  }
+
  private:
   struct List {
     T* first = nullptr;

@@ -1,8 +1,8 @@
 // AdmissionPolicy decides whether a request may wait at all, so that every queue has a bound.
 //
-// Where the backend does not answer at once (BackendCapabilities::answers_at_once; anything behind
-// a network), a request counts as waiting until its first answer has come, also if the lock is
-// free: a limit of 0 refuses every request there but TryAcquire.
+// It is asked when it is certain that the request would have to wait: it has been denied, or has
+// reserved, or others wait already. A free lock needs no admission, and a request whose first
+// answer is under way counts for nobody.
 //
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
 // call the library and not block.
