@@ -1,5 +1,6 @@
 // Every policy and every option changes what happens.
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -8,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/numeric/int128.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -464,6 +466,86 @@ TEST_F(PoliciesTest, BargingLetsANewcomerInBeforeTheOneThatIsWoken) {
     clock_.AdvanceBy(absl::Seconds(10));
     EXPECT_TRUE(waiter->granted());
   }
+}
+
+// Keeps events from waiters when it is told to.
+class HoldsEventsBack : public LockingProtocol {
+ public:
+  explicit HoldsEventsBack(std::shared_ptr<LockingProtocol> inner) : inner_(std::move(inner)) {}
+
+  void HoldBack(bool hold_back) { holds_back_ = hold_back; }
+  // Tells them what was kept from them.
+  void TellAll() {
+    for (auto& event : std::exchange(events_, {})) event();
+  }
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    inner_->Obtain(request, std::move(done));
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    inner_->Release(hold, std::move(done));
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    inner_->Extend(hold, lease, std::move(done));
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    if (request.role == WatchRole::kHolder) return inner_->Watch(request, std::move(on_event));
+    auto tell = std::make_shared<WatchCallback>(std::move(on_event));
+    return inner_->Watch(request, [this, tell](const WatchEvent& event) {
+      if (holds_back_) {
+        events_.push_back([tell, event] { (*tell)(event); });
+      } else {
+        (*tell)(event);
+      }
+    });
+  }
+  const BackendCapabilities& capabilities() const override { return inner_->capabilities(); }
+  void Inspect(std::optional<ResourceName> resource,
+               absl::FunctionRef<void(const ResourceState&)> visitor) const override {
+    inner_->Inspect(resource, visitor);
+  }
+
+ private:
+  const std::shared_ptr<LockingProtocol> inner_;
+  bool holds_back_ = false;
+  std::vector<std::function<void()>> events_;
+};
+
+// A blocked thread that is woken competes for the lock when it runs, and may have lost its place
+// with the backend by then. Here it is woken while it is busy with somebody else's callback. If it
+// then reserves, it must hear that the holder has left, or it sleeps for ever, and so does this
+// test.
+TEST_F(PoliciesTest, BargingAWaiterThatReservesAfterItLostItsPlaceIsWokenAllTheSame) {
+  const auto backend = std::make_shared<HoldsEventsBack>(backend_);
+  LockManager locks =
+      *LockManager::Create(backend, {.clock = &clock_,
+                                     .admission = ShedLowestPriority({.per_resource = 1}),
+                                     .queue = PriorityQueue({.barging = true})});
+  absl::StatusOr<Lock> held = locks.Acquire("a", {.priority = 9});
+  absl::StatusOr<Lock> preempted;
+  std::shared_ptr<Pending> jumper;
+  const auto while_it_is_woken = [&](const absl::StatusOr<Lock>& shed) {
+    EXPECT_EQ(ReasonOf(shed.status()), Reason::kTooManyPending);
+    EXPECT_TRUE(held->Release().ok());  // Wakes the blocked thread, which runs this.
+    absl::StatusOr<Lock> equal = locks.TryAcquire("a", {.priority = 5});
+    ASSERT_TRUE(equal.ok()) << equal.status();
+    jumper = Ask(locks, "a", {.priority = 5, .skip_queue = true, .admission = AdmitAll()});
+    backend->HoldBack(true);
+    EXPECT_TRUE(equal->Release().ok());  // Wakes the jumper, but that does not hear of it yet.
+    backend->HoldBack(false);
+    preempted = locks.TryAcquire("a");
+    ASSERT_TRUE(preempted.ok()) << preempted.status();
+    preempted->OnYieldRequested([&] { EXPECT_TRUE(preempted->Release().ok()); });
+  };
+  locks.AcquireAsync("a", {}, while_it_is_woken);
+  // Sheds the one above, whose callback runs on this thread.
+  absl::StatusOr<Lock> blocked = locks.Acquire("a", {.priority = 5});
+  EXPECT_TRUE(blocked.ok()) << blocked.status();
+  EXPECT_EQ(preempted->state(), LockState::kReleased);
+  EXPECT_FALSE(jumper->result);
+  EXPECT_TRUE(blocked->Release().ok());
+  backend->TellAll();
+  EXPECT_TRUE(jumper->granted()) << jumper->status();
 }
 
 // Work in the background may not wait at all.
