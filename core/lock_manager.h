@@ -244,7 +244,8 @@ class LockManager {
 
   // Does anybody hold, ask for or wait for the resource? For any resource at all? Holders are those
   // of whatever manager where the backend can tell (BackendCapabilities::inspect), else of this
-  // one, as in a snapshot; those who ask and wait are this manager's.
+  // one, as in a snapshot; those who ask and wait are this manager's. A resource that is free, but
+  // set aside for somebody who waited through another manager, is busy where the backend can tell.
   bool IsBusy(ResourceName resource) const;
   bool IsBusy() const;
 

@@ -1577,8 +1577,10 @@ bool ManagerCore::IsBusy() {
     absl::MutexLock lock(&shard.mu);
     if (!shard.holds.empty()) return true;
   }
+  // A resource that is free, but reserved, is not to be had either.
   bool busy = false;
-  backend_->Inspect(std::nullopt, [&busy](const ResourceState& state) { busy |= state.held; });
+  backend_->Inspect(std::nullopt,
+                    [&busy](const ResourceState& state) { busy |= state.held || state.reserved; });
   return busy;
 }
 
@@ -1593,7 +1595,8 @@ bool ManagerCore::IsBusy(ResourceName resource) {
     }
   }
   bool busy = false;
-  backend_->Inspect(resource, [&busy](const ResourceState& state) { busy |= state.held; });
+  backend_->Inspect(resource,
+                    [&busy](const ResourceState& state) { busy |= state.held || state.reserved; });
   return busy;
 }
 

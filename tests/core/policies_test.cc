@@ -590,6 +590,29 @@ TEST_F(PoliciesTest, MaxHoldEndsAHoldWithoutALease) {
 
 // ---- Looking in ----
 
+TEST_F(PoliciesTest, WhatIsFreeForOneWhoWaitedElsewhereIsBusy) {
+  const auto link = std::make_shared<FaultInjectingProtocol>(
+      backend_, FaultInjectingOptions{.clock = &clock_,
+                                      .faults = {.min_delay = absl::Milliseconds(5),
+                                                 .max_delay = absl::Milliseconds(5)}});
+  LockManager far = *LockManager::Create(link, {.clock = &clock_});
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  auto waiter = Ask(far, "a");
+  clock_.AdvanceBy(absl::Milliseconds(50));
+  EXPECT_TRUE(held->Release().ok());
+  // Nobody holds it until the waiter has heard, but a newcomer would not get it.
+  EXPECT_FALSE(locks_.TryAcquire("a").ok());
+  EXPECT_TRUE(locks_.IsBusy("a"));
+  EXPECT_TRUE(locks_.IsBusy());
+  EXPECT_FALSE(locks_.IsBusy("b"));
+  clock_.AdvanceBy(absl::Milliseconds(50));
+  ASSERT_TRUE(waiter->granted());
+  waiter->result.reset();
+  clock_.AdvanceBy(absl::Milliseconds(50));
+  EXPECT_FALSE(locks_.IsBusy("a"));
+  EXPECT_FALSE(locks_.IsBusy());
+}
+
 TEST_F(PoliciesTest, ASnapshotShowsTheHolderTheSuccessorAndWhoWaits) {
   absl::StatusOr<Lock> held =
       locks_.Acquire("a", {.owner = "bob", .priority = 3, .lease = absl::Seconds(60)});
