@@ -156,9 +156,11 @@ struct ObtainReply {
   std::string other_owner = {};
   Priority other_priority = 0;
 
-  // For quorums. Only to requests with `reads_fence_back`: the server has lost its data, and a
-  // larger token than it knows of may have been given. A hold counts only with a token above what
-  // a majority of the other servers say when they are asked after this answer.
+  // For quorums. Only to requests with `reads_fence_back`: the server had lost its data when this
+  // hold got its token, and a larger one may have been given before. That stays so for as long as
+  // the hold has this token, also when the server's clock has passed all tokens meanwhile. The hold
+  // counts only with a token above what a majority of the other servers say when they are asked
+  // after this answer.
   bool fence_lost = false;
   // kReserved, kDenied: no larger token than this was given or confirmed for the resource; 0 if the
   // backend does not say, or has lost its data. (For the other outcomes, `token` says it.)

@@ -408,7 +408,9 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           node.again = reply->outcome == ObtainOutcome::kReentered && node.token == reply->token;
           node.own = reply->outcome == ObtainOutcome::kObtained || (node.own && node.again);
           node.reentered = !node.own;
-          node.fence_lost = reply->fence_lost && (!node.again || node.fence_lost);
+          // The hold that we knew has its token from when the fence was lost, if it was, whatever
+          // the server has learnt since; and what made up for that stands.
+          if (!node.again) node.fence_lost = reply->fence_lost;
           node.reserved_until = absl::InfinitePast();
           node.token = reply->token;
           node.deadline = start + reply->remaining;

@@ -5,18 +5,30 @@
  * server whose `known` equals t has confirmed it. The client enters with a majority of such
  * servers, and is out once it counts on fewer than a majority.
  *
- * Time is abstract: a server keeps a hold as long as anybody counts on it there, since the
- * client stops before the server does (safety.pml), and may drop it at any moment from then on. That also covers releases that are late or lost. A client may leave, give
- * up or crash at any moment and begins anew with a fresh acquisition, and requests of its old
- * ones still arrive (`late Obtain`). Reservations are left out, since all they do here is to say
- * no. Tokens grow by any step, as with clamped proposals, up to MAX_TOKEN.
+ * Time is abstract: a server keeps a hold as long as anybody counts on it there, since the client
+ * stops before the server does (safety.pml), and may drop it at any moment from then on. That also
+ * covers releases that are late or lost. A client may leave, give up or crash at any moment and
+ * begins anew with a fresh acquisition, and requests of its old ones still arrive (`late Obtain`).
+ * Reservations are left out, since all they do here is to say no. Tokens grow by any step, as with
+ * clamped proposals, up to MAX_TOKEN.
+ *
+ * A server that lost its data grants nothing until no lease from before is live. From then on,
+ * until its clock has passed every token that was given, or somebody has written a token there, it
+ * grants without a fence. It says so of every such hold, also of one that lasts for longer than
+ * that, until a token is confirmed there. It is the client that makes up for it: it counts such a
+ * grant only when a majority of the others, which have their fences, has answered a question asked
+ * after that grant, and then with a token above all that they said.
  *
  * Switches: SHARED_OWNER (clients 1 and 2 are handles of one owner), ANONYMOUS, FORCED (forced
  * hand-over by a higher priority at any time), PAUSES (clients stay inside when their leases are
- * over), LOSSES=n (so many times a server loses its data), and the MUT_... ones.
+ * over), LOSSES=n (so many times a server loses its data), ACTIVE=n (so many clients do anything
+ * but send late requests), NO_LATE_OBTAIN, and the MUT_... ones.
  */
 #define CLIENTS 3
 #define SERVERS 3
+#ifndef ACTIVE
+#define ACTIVE CLIENTS
+#endif
 #ifndef MAX_TOKEN
 #define MAX_TOKEN 3
 #endif
@@ -38,12 +50,15 @@ byte h_token[SERVERS];
 #if LOSSES > 0
 #define RUNNING 0
 #define LOST 1                 /* waits until max_lease is over since the recovery record */
-#define READING 2              /* reads the fence back from the others */
-byte phase[SERVERS], read_from[SERVERS];
+#define FENCELESS 2            /* grants without a fence */
+byte phase[SERVERS];
+bit h_fenceless[SERVERS];      /* the hold was granted so, and no token was confirmed since */
 byte losses;
 #define RUNS(n) (phase[n] == RUNNING)
+#define ANSWERS(n) (phase[n] != LOST)
 #else
 #define RUNS(n) true
+#define ANSWERS(n) true
 #endif
 
 /* The clients. */
@@ -53,6 +68,46 @@ Knowledge known[CLIENTS];
 #define TRYING 1
 #define INSIDE 2
 byte state[CLIENTS];
+#if LOSSES > 0
+/* Of the present attempt: servers that granted and said that their fence is lost; servers that were
+ * read since; and the smallest token above all that they said. */
+byte fenceless[CLIENTS], was_read[CLIENTS], above[CLIENTS];
+#define FORGET_READING(i) was_read[i] = 0; above[i] = 0
+/* A majority of the others: of three servers, both. */
+#ifdef MUT_FENCE_READ_FROM_ONE
+#define READ_ENOUGH(i) (was_read[i] != 0)
+#else
+#define READ_ENOUGH(i) (was_read[i] == 3 || was_read[i] == 5 || was_read[i] == 6)
+#endif
+#ifdef MUT_ACTS_WITHOUT_READING_BACK
+#define MADE_UP(i, n) true
+#else
+#define MADE_UP(i, n) (!(fenceless[i] & BIT(n)) || READ_ENOUGH(i))
+#endif
+#define WHAT_WAS_READ(i) (READ_ENOUGH(i) -> above[i] : 0)
+#ifdef MUT_FENCELESS_HOLD_FORGOTTEN
+#define SAYS_FENCELESS(n) (phase[n] == FENCELESS)
+#else
+#define SAYS_FENCELESS(n) h_fenceless[n]
+#endif
+#ifdef MUT_FENCE_READ_BEFORE_THE_GRANT
+#define NOTE_PHASE(i, n) \
+  if :: SAYS_FENCELESS(n) -> fenceless[i] = fenceless[i] | BIT(n); \
+        was_read[i] = was_read[i] & ~BIT(n) :: else fi
+#define MAY_READ(i, m) (RUNS(m) && !(was_read[i] & BIT(m)))
+#else
+#define NOTE_PHASE(i, n) \
+  if :: SAYS_FENCELESS(n) -> fenceless[i] = fenceless[i] | BIT(n); FORGET_READING(i) :: else fi
+#define MAY_READ(i, m) (RUNS(m) && fenceless[i] != 0 && !(fenceless[i] & BIT(m)) && !(was_read[i] & BIT(m)))
+#endif
+#define NOTE_END(i, n) fenceless[i] = fenceless[i] & ~BIT(n); \
+  if :: fenceless[i] == 0 -> FORGET_READING(i) :: else fi
+#else
+#define MADE_UP(i, n) true
+#define WHAT_WAS_READ(i) 0
+#define NOTE_PHASE(i, n) skip
+#define NOTE_END(i, n) skip
+#endif
 
 /* History: the largest token that entered and its owner + 1, and what it was when an attempt began. */
 byte last_token, last_owner;
@@ -75,15 +130,21 @@ SCRATCH byte S1_two_owners_inside, S2_token_not_larger, S2_token_of_two_owners;
 #define ANYBODY_COUNTS(n) (COUNTS(0, n) || COUNTS(1, n) || COUNTS(2, n))
 #define MAJORITY(i) ((COUNTS(i, 0) && COUNTS(i, 1)) || (COUNTS(i, 0) && COUNTS(i, 2)) || (COUNTS(i, 1) && COUNTS(i, 2)))
 #define MAX(a, b) ((a) > (b) -> (a) : (b))
-#define LARGEST(i) MAX(known[i].at[0], MAX(known[i].at[1], known[i].at[2]))
-#define AGREED2(i, a, b) (known[i].at[a] == known[i].at[b] && known[i].at[a] == LARGEST(i))
+#define TOKEN(i, n) (MADE_UP(i, n) -> known[i].at[n] : 0)
+#define LARGEST(i) MAX(WHAT_WAS_READ(i), MAX(TOKEN(i, 0), MAX(TOKEN(i, 1), TOKEN(i, 2))))
+#define AGREED2(i, a, b) (TOKEN(i, a) == TOKEN(i, b) && TOKEN(i, a) == LARGEST(i))
 #ifdef MUT_NO_CONFIRMATION
 #define AGREED(i) MAJORITY(i)
 #else
 #define AGREED(i) (LARGEST(i) != 0 && (AGREED2(i, 0, 1) || AGREED2(i, 0, 2) || AGREED2(i, 1, 2)))
 #endif
 
-inline clear_hold(n) { h_owner[n] = 0; h_ids[n] = 0; h_token[n] = 0 }
+#if LOSSES > 0
+#define SET_FENCELESS(n, value) h_fenceless[n] = (value)
+#else
+#define SET_FENCELESS(n, value) skip
+#endif
+inline clear_hold(n) { h_owner[n] = 0; h_ids[n] = 0; h_token[n] = 0; SET_FENCELESS(n, 0) }
 
 /* Another owner's hold is in the way, and this client may force it out. */
 #if defined(FORCED) || defined(MUT_THIEF_OVERWRITES)
@@ -98,14 +159,15 @@ inline clear_hold(n) { h_owner[n] = 0; h_ids[n] = 0; h_token[n] = 0 }
 #endif
 
 #define GRANT(i, n, token, ids) \
-  fence[n] = token; h_token[n] = fence[n]; h_owner[n] = OWNER(i) + 1; h_ids[n] = ids
+  fence[n] = token; h_token[n] = fence[n]; h_owner[n] = OWNER(i) + 1; h_ids[n] = ids; \
+  SET_FENCELESS(n, phase[n] == FENCELESS)
 
 /* A new hold with the token fence + step. */
 #define OBTAIN(i, n, step) \
-  :: d_step { state[i] == TRYING && !COUNTS(i, n) && RUNS(n) && (h_owner[n] == 0 || (FORCES(i, n) && !SAME_OWNER(i, n))) && \
+  :: d_step { state[i] == TRYING && !COUNTS(i, n) && ANSWERS(n) && (h_owner[n] == 0 || (FORCES(i, n) && !SAME_OWNER(i, n))) && \
        fence[n] + step <= MAX_TOKEN -> \
        printf("server %d: grants client %d token %d\n", n, i, fence[n] + step); \
-       GRANT(i, n, fence[n] + step, BIT(i)); known[i].at[n] = h_token[n] }
+       GRANT(i, n, fence[n] + step, BIT(i)); known[i].at[n] = h_token[n]; NOTE_PHASE(i, n) }
 
 /* Confirm answers Confirmed, after raising the hold's token and the fence, or Raise with the own,
  * larger token. Either way the client then knows the hold's token. */
@@ -118,26 +180,51 @@ inline clear_hold(n) { h_owner[n] = 0; h_ids[n] = 0; h_token[n] = 0 }
 #define CONFIRM(i, n) h_token[n] = MAX(h_token[n], LARGEST(i))
 #define CONFIRMED(i, n) h_token[n]
 #else
-#define MAY_CONFIRM(i, n) COUNTS(i, n)
-#define CONFIRM(i, n) h_token[n] = MAX(h_token[n], LARGEST(i)); fence[n] = MAX(fence[n], h_token[n])
+#define MAY_CONFIRM(i, n) (COUNTS(i, n) && MADE_UP(i, n))
+#define CONFIRM(i, n) h_token[n] = MAX(h_token[n], LARGEST(i)); fence[n] = MAX(fence[n], h_token[n]); \
+  SET_FENCELESS(n, 0)
 #define CONFIRMED(i, n) h_token[n]
 #endif
 
+#if LOSSES > 0
+/* An Obtain repeated, whose answer says the fence: by the own token, or by what it says if another
+ * holds. (If nobody does, it is a grant first.) */
+#define READ(i, n) \
+  :: d_step { state[i] == TRYING && MAY_READ(i, n) && SAME_OWNER(i, n) && !h_fenceless[n] -> \
+       printf("client %d: reads the fence of server %d, where it has %d\n", i, n, h_token[n]); \
+       h_ids[n] = h_ids[n] | BIT(i); known[i].at[n] = h_token[n]; \
+       was_read[i] = was_read[i] | BIT(n); above[i] = MAX(above[i], h_token[n]) } \
+  :: d_step { state[i] == TRYING && MAY_READ(i, n) && h_owner[n] != 0 && !SAME_OWNER(i, n) && \
+       fence[n] < MAX_TOKEN -> \
+       printf("client %d: reads the fence of server %d, which is %d\n", i, n, fence[n]); \
+       was_read[i] = was_read[i] | BIT(n); above[i] = MAX(above[i], fence[n] + 1) }
+/* A server may take its fence for known from then on. */
+#define CONFIRM_MENDS(i, n) \
+  :: d_step { state[i] == TRYING && phase[n] == FENCELESS && (h_ids[n] & BIT(i)) && MAY_CONFIRM(i, n) -> \
+       printf("server %d: client %d confirms %d, which mends the fence\n", n, i, LARGEST(i)); \
+       CONFIRM(i, n); known[i].at[n] = CONFIRMED(i, n); phase[n] = RUNNING }
+#else
+#define READ(i, n)
+#define CONFIRM_MENDS(i, n)
+#endif
+
 #define ON_SERVER(i, n) \
+  READ(i, n) \
+  CONFIRM_MENDS(i, n) \
   OBTAIN(i, n, 1) \
   OBTAIN(i, n, 2) \
   /* Reentered, or the repetition of an Obtain whose answer was lost. */ \
-  :: d_step { state[i] == TRYING && !COUNTS(i, n) && RUNS(n) && SAME_OWNER(i, n) -> \
+  :: d_step { state[i] == TRYING && !COUNTS(i, n) && ANSWERS(n) && SAME_OWNER(i, n) -> \
        printf("server %d: client %d re-enters with token %d\n", n, i, h_token[n]); \
-       h_ids[n] = h_ids[n] | BIT(i); known[i].at[n] = h_token[n] } \
-  :: d_step { state[i] == TRYING && RUNS(n) && (h_ids[n] & BIT(i)) && MAY_CONFIRM(i, n) && known[i].at[n] != LARGEST(i) -> \
+       h_ids[n] = h_ids[n] | BIT(i); known[i].at[n] = h_token[n]; NOTE_PHASE(i, n) } \
+  :: d_step { state[i] == TRYING && ANSWERS(n) && (h_ids[n] & BIT(i)) && MAY_CONFIRM(i, n) && known[i].at[n] != LARGEST(i) -> \
        printf("server %d: client %d confirms %d\n", n, i, LARGEST(i)); \
        CONFIRM(i, n); known[i].at[n] = CONFIRMED(i, n) } \
-  :: d_step { state[i] == TRYING && RUNS(n) && (h_ids[n] & BIT(i)) && MAY_CONFIRM(i, n) && h_token[n] < LARGEST(i) -> \
+  :: d_step { state[i] == TRYING && ANSWERS(n) && (h_ids[n] & BIT(i)) && MAY_CONFIRM(i, n) && h_token[n] < LARGEST(i) -> \
        printf("server %d: client %d confirms %d, answer lost\n", n, i, LARGEST(i)); \
        CONFIRM(i, n) } \
   :: d_step { COUNTS(i, n) -> printf("client %d: its lease on server %d is over\n", i, n); \
-       known[i].at[n] = 0; \
+       known[i].at[n] = 0; NOTE_END(i, n); \
        if :: state[i] == INSIDE && !MAJORITY(i) && !STAYS -> printf("client %d: leaves\n", i); quit(i) :: else fi }
 
 #ifdef PAUSES
@@ -162,6 +249,9 @@ inline quit(i) {
   state[i] = IDLE;
   known[i].at[0] = 0; known[i].at[1] = 0; known[i].at[2] = 0;
   RELEASE(i, 0); RELEASE(i, 1); RELEASE(i, 2)
+#if LOSSES > 0
+  ; fenceless[i] = 0; FORGET_READING(i)
+#endif
 #if defined(SHARED_OWNER) || defined(FORCED)
   ; base_token[i] = 0
 #endif
@@ -188,11 +278,14 @@ inline enter(i) {
 #endif
   if :: LARGEST(i) >= last_token -> last_token = LARGEST(i); last_owner = OWNER(i) + 1 :: else fi;
   mark_live(i, 0); mark_live(i, 1); mark_live(i, 2)
+#if LOSSES > 0
+  ; fenceless[i] = 0; FORGET_READING(i)
+#endif
 }
 
 active [CLIENTS] proctype Client() {
   do
-  :: d_step { state[_pid] == IDLE -> printf("client %d: begins\n", _pid); state[_pid] = TRYING;
+  :: d_step { state[_pid] == IDLE && _pid < ACTIVE -> printf("client %d: begins\n", _pid); state[_pid] = TRYING;
 #if defined(SHARED_OWNER) || defined(FORCED)
        base_token[_pid] = last_token
 #endif
@@ -208,8 +301,9 @@ active [CLIENTS] proctype Client() {
 }
 
 #define N (_pid - CLIENTS)
+#define MAX_KNOWN(i) MAX(known[i].at[0], MAX(known[i].at[1], known[i].at[2]))
 #define LATE_OBTAIN(i) \
-  :: d_step { h_owner[N] == 0 && RUNS(N) && fence[N] < MAX_TOKEN -> \
+  :: d_step { h_owner[N] == 0 && ANSWERS(N) && fence[N] < MAX_TOKEN -> \
        printf("server %d: late Obtain of client %d\n", N, i); GRANT(i, N, fence[N] + 1, 0) }
 
 active [SERVERS] proctype Server() {
@@ -224,7 +318,8 @@ active [SERVERS] proctype Server() {
 #endif
 #endif
 #if LOSSES > 0
-  :: d_step { RUNS(N) && losses < LOSSES && fence[N] > 0 ->
+  /* The servers are alike, so the first loss may as well be that of the first, and so on. */
+  :: d_step { RUNS(N) && losses < LOSSES && N <= losses && fence[N] > 0 ->
        printf("server %d: loses its data\n", N);
        losses++; clear_hold(N); fence[N] = 0; phase[N] = LOST }
   /* max_lease is over: no lease from before the loss is live any more. */
@@ -233,28 +328,11 @@ active [SERVERS] proctype Server() {
 #else
   :: d_step { phase[N] == LOST && !ANYBODY_COUNTS(N) ->
 #endif
-       printf("server %d: has waited for max_lease\n", N); phase[N] = READING }
-#ifdef MUT_FENCE_READ_WHILE_WAITING
-#define MAY_READ(n) (phase[n] != RUNNING)
-#else
-#define MAY_READ(n) (phase[n] == READING)
-#endif
-#define READ_BACK(m) \
-  :: d_step { MAY_READ(N) && N != m && RUNS(m) && !(read_from[N] & BIT(m)) -> \
-       printf("server %d: reads the fence of server %d\n", N, m); \
-       fence[N] = MAX(fence[N], fence[m]); read_from[N] = read_from[N] | BIT(m) }
-  READ_BACK(0)
-  READ_BACK(1)
-  READ_BACK(2)
-#ifdef MUT_FENCE_NOT_READ_BACK
-#define READ_ENOUGH(n) true
-#elif defined(MUT_FENCE_READ_FROM_ONE)
-#define READ_ENOUGH(n) (read_from[n] != 0)
-#else
-#define READ_ENOUGH(n) (read_from[n] == 3 || read_from[n] == 5 || read_from[n] == 6)
-#endif
-  :: d_step { phase[N] == READING && READ_ENOUGH(N) -> printf("server %d: has recovered\n", N);
-       phase[N] = RUNNING; read_from[N] = 0 }
+       printf("server %d: has waited for max_lease\n", N); phase[N] = FENCELESS }
+  :: d_step { phase[N] == FENCELESS -> printf("server %d: its clock has passed every token\n", N);
+       phase[N] = RUNNING;
+       fence[N] = MAX(last_token, MAX(fence[0], MAX(fence[1], fence[2])));
+       fence[N] = MAX(fence[N], MAX(MAX_KNOWN(0), MAX(MAX_KNOWN(1), MAX_KNOWN(2)))) }
 #endif
   od
 }

@@ -10,7 +10,7 @@
 -- holder's owner, its priority} {4 denied, left, owner, priority} {5 recovering, left}. A quorum gets
 -- a 1 behind 1 and 2 if the fence is lost, and the fence, or 0, behind 3 and 4.
 local client, owner, priority = ARGV[3], ARGV[4], ARGV[5]
-local reads_fence_back, fence_lost = ARGV[13] ~= '', false
+local reads_fence_back, fence_lost, lost_up_to = ARGV[13] ~= '', false, 0
 
 -- The marker says that this server has kept its data; it is the time when no lease from before the
 -- loss was left. Until then nothing is granted, and until the reach of every token is over as well
@@ -24,6 +24,10 @@ ready = tonumber(ready)
 if reads_fence_back then
   if ready > now then return finish({5, ready - now}) end
   fence_lost = ready + 2 * SLACK + tonumber(ARGV[13]) > now
+  -- No token from before the loss is above this. A hold of those days may have one below it, and
+  -- it keeps that however long it lasts, so the token and not the time says whether the fence was
+  -- lost.
+  lost_up_to = ready + SLACK + tonumber(ARGV[13])
 elseif ready + 2 * SLACK > now then
   return finish({5, ready + 2 * SLACK - now})
 end
@@ -37,7 +41,7 @@ local function with_fence(reply)
 end
 
 local function with_loss(reply)
-  if fence_lost then reply[#reply + 1] = 1 end
+  if token <= lost_up_to then reply[#reply + 1] = 1 end
   return reply
 end
 

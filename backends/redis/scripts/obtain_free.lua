@@ -5,7 +5,7 @@ do
   local v = redis.call('HMGET', KEYS[1], 'f', 'hd', 'sa', 'wd')
   local ready = not v[2] and not v[3] and not v[4] and redis.call('GET', KEYS[3])
   local slack, format = 10000000, string.format
-  if ready and tonumber(ready) + 2 * slack + (tonumber(ARGV[13]) or 0) <= now then
+  if ready and tonumber(ready) + 2 * slack + (tonumber(ARGV[13]) or 0) < now then
     local token = math.max((tonumber(v[1]) or 0) + 1,
                            math.min(math.max(tonumber(ARGV[11]), now - slack), now + slack))
     local deadline = now + tonumber(ARGV[7])

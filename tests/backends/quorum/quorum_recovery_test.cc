@@ -88,6 +88,9 @@ class Server final : public LockingProtocol {
   }
   const BackendCapabilities& capabilities() const override { return capabilities_; }
 
+  // Its clock has passed every token that was given before. Holds keep theirs.
+  void PassAllTokens() { fence_lost_ = false; }
+
   bool recovering() const { return clock_.Now() < recovered_at_; }
   bool fence_lost() const { return fence_lost_; }
 
@@ -223,6 +226,37 @@ TEST_P(QuorumRecoveryTest, WhatWasReadIsWrittenBack) {
   OnlyFrom(majority() - 1, majority());
   const absl::StatusOr<ObtainReply> next = Obtain(AcquisitionId::Next());
   ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_GT(next->token, before);
+}
+
+TEST_P(QuorumRecoveryTest, AGrantFromWhenTheFenceWasLostIsNoBetterForItsAge) {
+  const FencingToken before = EnterAndLose();
+  // Strangers hold those that were down. So the one that lost its data grants, the others are
+  // reserved, and the candidate keeps it all and waits.
+  std::vector<AcquisitionId> strangers;
+  for (int i = majority(); i < GetParam(); ++i) {
+    strangers.push_back(AcquisitionId::Next());
+    At(i).inner().Obtain(Request(strangers.back()), [](absl::StatusOr<ObtainReply>) {});
+  }
+  OnlyFrom(majority() - 1, majority());
+  const AcquisitionId id = AcquisitionId::Next();
+  const absl::StatusOr<ObtainReply> waits = Obtain(Request(id, 10));
+  ASSERT_TRUE(waits.ok()) << waits.status();
+  ASSERT_EQ(waits->outcome, ObtainOutcome::kReserved);
+  // Meanwhile that one is a server like any other, but the grant has its token from before.
+  At(majority() - 1).PassAllTokens();
+  for (int i = majority(); i < GetParam(); ++i) {
+    At(i).inner().Release(
+        {.resource = "r", .acquisition = strangers[static_cast<size_t>(i - majority())]},
+        [](absl::StatusOr<ReleaseOutcome>) {});
+  }
+  const absl::StatusOr<ObtainReply> refused = Obtain(Request(id, 10));
+  EXPECT_FALSE(refused.ok()) << "entered with " << refused->token << " after " << before;
+  // It is given back, so that a fresh one may count; and the others may be read, if they are there.
+  OnlyFrom(0, GetParam());
+  const absl::StatusOr<ObtainReply> next = Obtain(Request(id, 10));
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_EQ(next->outcome, ObtainOutcome::kObtained);
   EXPECT_GT(next->token, before);
 }
 
@@ -394,8 +428,8 @@ TEST(QuorumReadBackTest, AConfirmationThatFailsWhileFencesAreReadIsAskedForAgain
   servers[2]->inner().Obtain(Request(AcquisitionId::Next(), 0, kMaxLease),
                              [](absl::StatusOr<ObtainReply>) {});
   // The first, second and fourth grant: a majority, if the fences of others make up for the first.
-  // So these are read, and what was read is to be confirmed, before the last one is asked whether it
-  // grants: behind its gate the confirmation waits, and that question after it.
+  // So these are read, and what was read is to be confirmed, before the last one is asked whether
+  // it grants: behind its gate the confirmation waits, and that question after it.
   gates[0]->CloseAfter(1);
   gates[1]->CloseAfter(2);
   gates[3]->CloseAfter(2);

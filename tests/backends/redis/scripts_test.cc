@@ -631,7 +631,41 @@ TEST(RedisScriptsTest, WhoReadsTheFenceBackIsGrantedEarlierAndToldThatItIsLost) 
   reply = obtain(safe - us);
   ASSERT_EQ(reply->elements, 4u);
   EXPECT_EQ(reply->element[3]->integer, 1);
-  EXPECT_EQ(obtain(safe)->elements, 3u);
+  scripts.Run(Step::kRelease, safe, {AcquisitionId{1, 1}.ToString()});
+  EXPECT_EQ(obtain(safe + us)->elements, 3u);
+}
+
+TEST(RedisScriptsTest, AHoldFromWhenTheFenceWasLostIsToldSoForAsLongAsItHasItsToken) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  scripts.commands().Do({"DEL", MarkerKey("p:")});
+  const absl::Time start = absl::FromUnixSeconds(1'800'000'000);
+  const absl::Duration us = absl::Microseconds(1);
+  auto obtain = [&](absl::Time time, AcquisitionId id) {
+    std::vector<std::string> arguments = ObtainArguments(id, "0", "500", "70");
+    arguments[2] = "an owner";
+    arguments[5] = absl::StrCat(absl::ToInt64Microseconds(absl::Hours(1)));
+    return scripts.Run(Step::kObtain, time, arguments);
+  };
+  obtain(start, {1, 1});
+  const Reply held = obtain(start + 500 * us, {1, 1});
+  ASSERT_EQ(held->elements, 4u);
+  const int64_t token = held->element[1]->integer;
+  // The server's clock has passed every token meanwhile, and this hold's token is what it was: for
+  // its own acquisition, and for another handle of its owner.
+  const absl::Time later = start + absl::Minutes(30);
+  for (const AcquisitionId id : {AcquisitionId{1, 1}, AcquisitionId{1, 2}}) {
+    const Reply again = obtain(later, id);
+    ASSERT_EQ(again->elements, 4u) << Text(again.get());
+    EXPECT_EQ(again->element[1]->integer, token);
+    EXPECT_EQ(again->element[3]->integer, 1);
+  }
+  // Until a larger token is confirmed there than any from before the loss can be.
+  const int64_t largest = absl::ToUnixMicros(start + 570 * us + kTokenSlack);
+  for (const int64_t confirmed : {largest, largest + 1}) {
+    scripts.Run(Step::kConfirm, later, {AcquisitionId{1, 1}.ToString(), absl::StrCat(confirmed)});
+    EXPECT_EQ(obtain(later, {1, 2})->elements, confirmed == largest ? 4u : 3u);
+  }
 }
 
 TEST(RedisScriptsTest, WhoReadsTheFenceBackIsToldItWithEveryRefusal) {
