@@ -99,14 +99,8 @@ class Core : public Connection::Listener {
   void CancelWatch(std::shared_ptr<WatchEntry> watch) ABSL_LOCKS_EXCLUDED(mutex_);
 
   size_t ConnectionOf(size_t hash) const { return hash % commands_.size(); }
-  ScriptCall MakeScript(Step step, std::string_view resource,
-                        std::initializer_list<std::string_view> arguments) const {
-    const std::string record = RecordKey(options_.key_prefix, resource);
-    return ScriptCall(step, record, WaitingListKeyOf(record), marker_key_, arguments);
-  }
+  const ScriptCalls& calls() const { return calls_; }
   const RedisBackendOptions& options() const { return options_; }
-  const std::string& channel_prefix() const { return channel_prefix_; }
-  const std::string& client() const { return client_; }
   const std::string& shown_address() const { return shown_address_; }
   const std::string& marker_key() const { return marker_key_; }
 
@@ -167,8 +161,8 @@ class Core : public Connection::Listener {
   const RedisBackendOptions options_;
   const std::string shown_address_;
   const std::string client_;
-  const std::string channel_prefix_;
   const std::string marker_key_;
+  const ScriptCalls calls_;
   SSL_CTX* const tls_;
 
   const std::shared_ptr<IoThread> thread_;
@@ -301,7 +295,7 @@ class ObtainCall final : public ScriptedCall {
 
  private:
   void Settle(const redisReply& raw) override {
-    auto answer = ReadObtainAnswer(raw);
+    auto answer = ReadObtainAnswer(raw, acquisition_, lease_);
     if (!answer) {
       core_.RememberSuspect(acquisition_, lease_);
       core_.ObtainRefused(acquisition_);
@@ -450,8 +444,12 @@ Core::Core(RedisBackendOptions options, RedisAddress address, SSL_CTX* tls)
     : options_(std::move(options)),
       shown_address_(address.ToString()),
       client_(NewClientId()),
-      channel_prefix_(ChannelPrefix(options_.key_prefix)),
       marker_key_(MarkerKey(options_.key_prefix)),
+      calls_({.key_prefix = options_.key_prefix,
+              .client = client_,
+              .max_lease = options_.max_lease,
+              .max_clock_skew = options_.max_clock_skew,
+              .waiter_lease = options_.waiter_lease}),
       tls_(tls),
       thread_(std::make_shared<IoThread>(options_.shutdown_timeout)) {
   uv_loop_init(&loop_);
@@ -476,7 +474,7 @@ Core::Core(RedisBackendOptions options, RedisAddress address, SSL_CTX* tls)
     commands_.push_back(std::make_unique<Connection>(&loop_, settings, *this));
   }
   settings.marker = "";
-  settings.channel = absl::StrCat(channel_prefix_, client_);
+  settings.channel = absl::StrCat(ChannelPrefix(options_.key_prefix), client_);
   events_ = std::make_unique<Connection>(&loop_, settings, *this);
   first_attempt_over_.resize(commands_.size() + 1);
 }
@@ -673,8 +671,7 @@ void Core::Drain() {
       }
       if (watch.waits && !others) {
         commands_[watch.connection]->Send(std::make_unique<UnwatchCall>(
-            *this, MakeScript(Step::kUnwatch, watch.resource,
-                              {channel_prefix_, watch.acquisition.ToString()})));
+            *this, calls_.Unwatch(watch.resource, watch.acquisition)));
       }
     }
   }
@@ -839,17 +836,17 @@ void Core::Look(const std::shared_ptr<WatchEntry>& watch) {
   watch->awaits_answer = false;
   watch->looking = true;
   if (watch->role == WatchRole::kWaiter) watch->waits = true;
-  const AcquisitionId place = watch->takes_place_of;
-  commands_[watch->connection]->Send(std::make_unique<LookCall>(
-      *this,
-      MakeScript(Step::kWatch, watch->resource,
-                 {channel_prefix_, watch->acquisition.ToString(), client_,
-                  watch->role == WatchRole::kHolder ? "h" : "w", watch->owner,
-                  EncodePriority(watch->priority), EncodePriorityDescending(watch->priority),
-                  watch->barging ? "1" : "0", absl::StrCat(ToMicrosUp(watch->reservation)),
-                  absl::StrCat(ToMicrosUp(options_.waiter_lease)),
-                  place.IsNone() ? "" : place.ToString()}),
-      watch));
+  commands_[watch->connection]->Send(
+      std::make_unique<LookCall>(*this,
+                                 calls_.Watch({.resource = watch->resource,
+                                               .acquisition = watch->acquisition,
+                                               .as_holder = watch->role == WatchRole::kHolder,
+                                               .owner = watch->owner,
+                                               .priority = watch->priority,
+                                               .barging = watch->barging,
+                                               .reservation = watch->reservation,
+                                               .takes_place_of = watch->takes_place_of}),
+                                 watch));
 }
 
 void Core::ObtainRefused(AcquisitionId acquisition) {
@@ -1043,26 +1040,11 @@ class RedisBackend final : public LockingProtocol {
     if (status.ok()) status = CheckName("resource", request.resource);
     if (status.ok()) status = CheckName("owner", request.owner);
     if (!status.ok()) return done(std::move(status));
-    // Of no account unless it may reserve.
-    const absl::Duration reservation =
-        request.reserve_below ? request.reservation_lease : absl::ZeroDuration();
-    const bool forced = request.grace && *request.grace != absl::InfiniteDuration();
     const AcquisitionId acquisition = request.acquisition;
     const size_t connection = core_->ConnectionOf(request.resource.hash());
     // In whole milliseconds, so that the servers of a quorum nearly always hear the same.
     const int64_t proposal = absl::ToUnixMillis(absl::Now()) * 1000;
-    const RedisBackendOptions& options = core_->options();
-    ScriptCall script = core_->MakeScript(
-        Step::kObtain, request.resource,
-        {core_->channel_prefix(), acquisition.ToString(), core_->client(), request.owner,
-         EncodePriority(request.priority), request.preemptible ? "1" : "0",
-         absl::StrCat(ToMicrosUp(request.lease)),
-         request.reserve_below ? EncodePriority(*request.reserve_below) : std::string(),
-         absl::StrCat(ToMicrosUp(reservation)),
-         forced ? absl::StrCat(ToMicrosUp(*request.grace)) : std::string(), absl::StrCat(proposal),
-         absl::StrCat(ToMicrosUp(options.max_lease)),
-         request.reads_fence_back ? absl::StrCat(ToMicrosUp(options.max_clock_skew))
-                                  : std::string()});
+    ScriptCall script = core_->calls().Obtain(request, proposal);
     core_->Submit(connection, std::make_unique<ObtainCall>(*core_, std::move(script), acquisition,
                                                            request.lease, std::move(done)));
   }
@@ -1072,9 +1054,7 @@ class RedisBackend final : public LockingProtocol {
     const size_t connection = core_->ConnectionOf(hold.resource.hash());
     core_->Submit(connection,
                   std::make_unique<ReleaseCall>(
-                      *core_,
-                      core_->MakeScript(Step::kRelease, hold.resource,
-                                        {core_->channel_prefix(), hold.acquisition.ToString()}),
+                      *core_, core_->calls().Release(hold.resource.bytes(), hold.acquisition),
                       hold.acquisition, connection, 0, 0, std::move(done)));
   }
 
@@ -1084,10 +1064,7 @@ class RedisBackend final : public LockingProtocol {
     if (!status.ok()) return done(std::move(status));
     core_->Submit(core_->ConnectionOf(hold.resource.hash()),
                   std::make_unique<ExtendCall>(
-                      *core_,
-                      core_->MakeScript(Step::kExtend, hold.resource,
-                                        {core_->channel_prefix(), hold.acquisition.ToString(),
-                                         absl::StrCat(ToMicrosUp(lease))}),
+                      *core_, core_->calls().Extend(hold.resource.bytes(), hold.acquisition, lease),
                       std::move(done)));
   }
 
@@ -1097,13 +1074,11 @@ class RedisBackend final : public LockingProtocol {
       return done(MakeError(Reason::kInvalidArgument,
                             absl::StrCat("token ", token, " is not from 1 to ", kMaxNumber)));
     }
-    core_->Submit(core_->ConnectionOf(hold.resource.hash()),
-                  std::make_unique<ConfirmCall>(
-                      *core_,
-                      core_->MakeScript(Step::kConfirm, hold.resource,
-                                        {core_->channel_prefix(), hold.acquisition.ToString(),
-                                         absl::StrCat(token)}),
-                      std::move(done)));
+    core_->Submit(
+        core_->ConnectionOf(hold.resource.hash()),
+        std::make_unique<ConfirmCall>(
+            *core_, core_->calls().Confirm(hold.resource.bytes(), hold.acquisition, token),
+            std::move(done)));
   }
 
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {

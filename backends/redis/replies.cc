@@ -104,9 +104,24 @@ std::string_view TextOf(const redisReply& reply) {
   }
 }
 
-std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redisReply& raw) {
+std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redisReply& raw,
+                                                                      AcquisitionId acquisition,
+                                                                      absl::Duration lease) {
   const Answer answer(raw);
   ObtainReply reply;
+  if (raw.type == REDIS_REPLY_STRING) {
+    const std::string_view state = TextOf(raw);
+    if (state.size() != kStateSize ||
+        AcquisitionFromWire(state.substr(kStateSize - 32)) != acquisition) {
+      return std::nullopt;
+    }
+    const std::optional<uint64_t> token = NumberFromWire(state);
+    if (!token || *token == 0) return std::nullopt;
+    reply.outcome = ObtainOutcome::kObtained;
+    reply.token = *token;
+    reply.remaining = lease;
+    return reply;
+  }
   switch (answer.code()) {
     case 1:
     case 2: {

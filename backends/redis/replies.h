@@ -42,8 +42,11 @@ struct Recovering {
 };
 
 // The answers of obtain, release, extend, confirm. See the head of each file in scripts/. An
-// ObtainReply has everything but its hint.
-std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redisReply& reply);
+// ObtainReply has everything but its hint. `acquisition` and `lease` are what was asked for: an
+// answer that grants it names the one and does not repeat the other.
+std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redisReply& reply,
+                                                                      AcquisitionId acquisition,
+                                                                      absl::Duration lease);
 std::optional<ReleaseOutcome> ReadReleaseAnswer(const redisReply& reply);
 std::optional<ExtendReply> ReadExtendAnswer(const redisReply& reply);
 std::optional<ConfirmReply> ReadConfirmAnswer(const redisReply& reply);

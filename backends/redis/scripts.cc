@@ -62,7 +62,8 @@ const Script& ScriptOf(Step step) {
 }
 
 std::string ScriptTextWithTime(Step step, std::string_view time_source) {
-  return absl::StrCat(time_source, ShortcutOf(step), text::kRecord, BodyOf(step));
+  return absl::StrCat(time_source, ShortcutOf(step), text::kRecord, BodyOf(step), text::kWake,
+                      step == Step::kWatch ? text::kWatched : "", text::kStore);
 }
 
 }  // namespace latchkey::redis

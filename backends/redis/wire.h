@@ -5,6 +5,7 @@
 #ifndef LATCHKEY_BACKENDS_REDIS_WIRE_H_
 #define LATCHKEY_BACKENDS_REDIS_WIRE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -38,6 +39,13 @@ std::string EncodePriority(Priority priority);
 std::string EncodePriorityDescending(Priority priority);
 Priority PriorityFromWire(std::string_view text);
 
+// A number as the record has it, '<d' in Lua: the double in the first 8 bytes, if it is a whole one
+// from 0 to kMaxNumber.
+std::optional<uint64_t> NumberFromWire(std::string_view bytes);
+
+// How much of the record's field s every record has. The last 32 bytes are an acquisition.
+inline constexpr size_t kStateSize = 56;
+
 // Microseconds, rounded up: a lease on the server never ends before the client's own.
 int64_t ToMicrosUp(absl::Duration duration);
 
@@ -48,23 +56,74 @@ std::optional<AcquisitionId> AcquisitionFromWire(std::string_view text);
 void AppendArgument(std::string& out, std::string_view argument);
 std::string MakeCommand(std::initializer_list<std::string_view> arguments);
 
-// One call of a script. The same call is EVALSHA at first, and EVAL if the server does not know
-// the script yet.
+// One call of a script, as it is sent. The same call is EVALSHA at first, and EVAL if the server
+// does not know the script yet.
 class ScriptCall {
  public:
-  // `keys` in the order of record.lua.
-  ScriptCall(Step step, std::string_view record, std::string_view waiting_list,
-             std::string_view marker, std::initializer_list<std::string_view> arguments);
-
   void AppendTo(std::string& out, bool with_text) const;
 
-  // The key of the record, for messages.
-  std::string_view record() const;
+  // The key of the record, for messages. Lives as long as the call.
+  std::string_view record() const { return std::string_view(command_).substr(key_at_, key_size_); }
 
  private:
-  Step step_;
-  int arguments_;
-  std::string tail_;  // Keys and arguments, encoded.
+  friend class ScriptCalls;
+
+  Step step_ = Step::kObtain;
+  uint32_t arguments_ = 0;  // Of the command EVALSHA.
+  uint32_t head_size_ = 0;  // Up to the script's name.
+  uint32_t key_at_ = 0;
+  uint32_t key_size_ = 0;
+  std::string command_;
+};
+
+// Writes the calls of one client. What the scripts expect is in the head of each; everything of a
+// call goes into one buffer, since this is done for each lock and unlock.
+//
+//   const ScriptCalls calls({.key_prefix = "latchkey:", .client = client, .max_lease = ...});
+//   calls.Release("orders/42", acquisition).AppendTo(out, false);
+//
+// Thread safety: constant after construction.
+class ScriptCalls {
+ public:
+  struct Settings {
+    std::string key_prefix = {};
+    std::string client = {};  // 16 hexadecimal digits.
+    absl::Duration max_lease = {};
+    absl::Duration max_clock_skew = {};
+    absl::Duration waiter_lease = {};
+  };
+  // What one wants to know about a resource.
+  struct Look {
+    std::string_view resource = {};
+    AcquisitionId acquisition = {};
+    bool as_holder = false;  // Then the rest does not matter.
+    std::string_view owner = {};
+    Priority priority = 0;
+    bool barging = false;
+    absl::Duration reservation = {};
+    AcquisitionId takes_place_of = {};
+  };
+
+  explicit ScriptCalls(Settings settings);
+
+  // `proposed_token`: in microseconds of this machine's clock.
+  ScriptCall Obtain(const ObtainRequest& request, int64_t proposed_token) const;
+  ScriptCall Release(std::string_view resource, AcquisitionId acquisition) const;
+  ScriptCall Extend(std::string_view resource, AcquisitionId acquisition,
+                    absl::Duration lease) const;
+  ScriptCall Confirm(std::string_view resource, AcquisitionId acquisition,
+                     FencingToken token) const;
+  ScriptCall Watch(const Look& look) const;
+  ScriptCall Unwatch(std::string_view resource, AcquisitionId acquisition) const;
+
+ private:
+  class Writer;
+
+  const Settings settings_;
+  const std::string marker_;     // The marker's key as an argument,
+  const std::string max_lease_;  // and numbers as text.
+  const std::string clock_skew_;
+  const std::string waiter_lease_;
 };
 
 // A message on a client's channel.

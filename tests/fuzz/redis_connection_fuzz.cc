@@ -84,7 +84,7 @@ class CheckedCall final : public Call {
       again_ = true;
       return Next::kSendAgain;
     }
-    redis::ReadObtainAnswer(reply);
+    redis::ReadObtainAnswer(reply, {1, 2}, absl::Seconds(30));
     redis::ReadReleaseAnswer(reply);
     redis::ReadWatchAnswer(reply);
     End();

@@ -22,6 +22,9 @@ namespace {
 
 using namespace redis;  // NOLINT(google-build-using-namespace): a test of its inside.
 
+// Who asks. An answer that grants names it.
+constexpr AcquisitionId kAcquisition = {0x1111111111111111, 0x1111111111111111};
+
 bool InRange(absl::Duration duration, bool may_be_infinite) {
   if (duration == absl::InfiniteDuration()) return may_be_infinite;
   return duration >= absl::ZeroDuration() &&
@@ -33,7 +36,7 @@ bool IsToken(FencingToken token) { return token >= 1 && token <= kMaxNumber; }
 // What the readers make of one reply, in a form that can be compared; checks it on the way.
 std::string ReadAll(const redisReply& reply) {
   std::string all;
-  if (const auto answer = ReadObtainAnswer(reply)) {
+  if (const auto answer = ReadObtainAnswer(reply, kAcquisition, absl::Seconds(30))) {
     if (const auto* const recovering = std::get_if<Recovering>(&*answer)) {
       FuzzCheck(InRange(recovering->left, false), "recovers for ever");
       absl::StrAppend(&all, "recovering ", absl::FormatDuration(recovering->left), ";");

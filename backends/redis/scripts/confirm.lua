@@ -1,12 +1,16 @@
--- Confirm. Invariant: the hold's token and the fence only grow, and afterwards no token up to the
--- confirmed one is given again.
+-- Confirm. Invariant: the hold's token, which is the fence, only grows, and afterwards no token up
+-- to the confirmed one is given again.
 --
--- ARGV: 3 token
+-- ARGV: 2 token
 -- Reply: {1 confirmed, token} {2 raise, own token} {3 not held}
-if not handle_at(acquisition) then return finish({3}) end
-local proposed = tonumber(ARGV[3])
-if token > proposed then return finish({2, token}) end
-if token < proposed or fence < proposed then
-  token, fence, holder_changed = proposed, math.max(fence, proposed), true
+if not at then
+  reply = {3}
+else
+  local proposed = tonumber(ARGV[2])
+  if fence > proposed then
+    reply = {2, fence}
+  else
+    if fence < proposed then fence, changed = proposed, true end
+    reply = {1, fence}
+  end
 end
-return finish({1, proposed})

@@ -1,10 +1,14 @@
 -- Extend. Invariant: never shortens a hold, never revives or creates one, and never lengthens one
 -- that somebody has reserved.
 --
--- ARGV: 3 lease
+-- ARGV: 2 lease
 -- Reply: {1 extended, left} {2 reserved, left} {3 not held}
-if not handle_at(acquisition) then return finish({3}) end
-if successor then return finish({2, left(deadline)}) end
-local wanted = now + tonumber(ARGV[3])
-if wanted > deadline then deadline, holder_changed = wanted, true end
-return finish({1, left(deadline)})
+if not at then
+  reply = {3}
+elseif successor then
+  reply = {2, deadline - now}
+else
+  local wanted = now + tonumber(ARGV[2])
+  if wanted > deadline then deadline, changed = wanted, true end
+  reply = {1, deadline - now}
+end

@@ -1,15 +1,15 @@
 -- Before all that release.lua may need: the commonest case, in which the only handle of a live hold
--- leaves, nobody has reserved, and nobody has ever waited since the record was made. Does exactly
--- what release.lua would do; whatever else is the case is left to it.
+-- leaves, and nobody has reserved or waits. Does exactly what release.lua would do; whatever else
+-- is the case is left to it, also that the record is kept for too long now, or that a full server
+-- refuses to write this. See record.lua for the fields.
 do
-  local v = redis.call('HMGET', KEYS[1], 'hh', 'hd', 'sa', 'wd', 'f')
-  local handles = v[1]
-  if handles and #handles == 50 and string.sub(handles, 2, 33) == ARGV[2] and not v[3] and
-     not v[4] and tonumber(v[2]) > now then
-    redis.call('HDEL', KEYS[1], 'ho', 'hh', 'hp', 'hx', 'ht', 'hd')
-    local keep = math.max(tonumber(v[5]) - now, 0) + 10000000
-    -- Small enough for any way to write a number.
-    redis.call('PEXPIRE', KEYS[1], math.ceil(keep / 1000) + 1000)
-    return 1
+  local s = redis.call('HGET', KEYS[1], 's')
+  if s and #s == 56 then
+    local fence, kept, deadline, acquisition = struct.unpack('<dddc32', s)
+    if acquisition == ARGV[1] and deadline > now and kept <= now + 70000000 and
+       redis.pcall('HSET', KEYS[1], 's',
+                   struct.pack('<dddc32', fence, kept, 0, acquisition)) == 0 then
+      return 1
+    end
   end
 end

@@ -2,6 +2,7 @@
 -- reservation; a nomination that was not claimed goes to the next waiter.
 --
 -- Reply: 1
-if waiter then forget_waiter(acquisition, waiter) end
-if not handles and successor == acquisition and nominated == '1' then withdraw_reservation() end
-return finish(1)
+forgets, reply = true, 1
+if not handles and successor == acquisition and nominated == '1' then
+  successor, changed, freed = false, true, freed or 'r'
+end

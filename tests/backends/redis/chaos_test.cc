@@ -67,6 +67,7 @@
 #include "latchkey/backends/redis/redis_backend.h"
 #include "latchkey/tests/backends/redis/client_process.h"
 #include "latchkey/tests/backends/redis/fenced_resource.h"
+#include "latchkey/tests/backends/redis/stored_hold.h"
 #include "latchkey/tests/support/redis_server.h"
 #include "latchkey/tests/support/tcp_proxy.h"
 
@@ -375,14 +376,11 @@ class Round {
   }
 
   static bool IsHeld(const RedisServer& server, int key) {
-    const std::string record = absl::StrCat("latchkey:{k", key, "}");
-    const std::string until = server.Command({"HGET", record, "hd"});
-    if (until == "(nil)") return false;
-    int64_t deadline = 0;
+    const int64_t deadline = StoredDeadline(server, absl::StrCat("k", key));
+    if (deadline == 0) return false;
     int64_t seconds = 0;
     int64_t micros = 0;
     const std::vector<std::string> now = absl::StrSplit(server.Command({"TIME"}), '\n');
-    EXPECT_TRUE(absl::SimpleAtoi(until, &deadline)) << until;
     EXPECT_TRUE(now.size() == 2 && absl::SimpleAtoi(now[0], &seconds) &&
                 absl::SimpleAtoi(now[1], &micros));
     return seconds * 1'000'000 + micros < deadline;

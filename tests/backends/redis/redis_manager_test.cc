@@ -23,6 +23,7 @@
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/tests/backends/redis/client_process.h"
+#include "latchkey/tests/backends/redis/stored_hold.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/redis_server.h"
 #include "latchkey/tests/support/simulated_clock.h"
@@ -116,22 +117,11 @@ void Settle(LockManager& locks) {
   }
 }
 
-// What the server has in one field of a resource's record.
-std::string Field(const RedisServer& server, std::string_view resource, std::string_view field) {
-  return server.Command({"HGET", absl::StrCat("latchkey:{", resource, "}"), std::string(field)});
-}
-
 bool IsHeldOn(const RedisServer& server, std::string_view resource) {
-  return Field(server, resource, "hh") != "(nil)";
+  return StoredDeadline(server, resource) != 0;
 }
 
-int64_t DeadlineOn(const RedisServer& server, std::string_view resource) {
-  int64_t micros = 0;
-  EXPECT_TRUE(absl::SimpleAtoi(Field(server, resource, "hd"), &micros));
-  return micros;
-}
-
-// Microseconds, as DeadlineOn.
+// Microseconds, as StoredDeadline.
 int64_t TimeOf(const RedisServer& server) {
   const std::vector<std::string> parts = absl::StrSplit(server.Command({"TIME"}), '\n');
   int64_t seconds = 0;
@@ -253,12 +243,12 @@ TEST(RedisManagerTest, RenewalComesBeforeAThirdOfTheLeaseIsLeft) {
   absl::StatusOr<Lock> lock = locks.Acquire("r", {.lease = absl::Seconds(30), .auto_renew = true});
   ASSERT_TRUE(lock.ok()) << lock.status();
   for (int i = 0; i < 5; ++i) {
-    const int64_t deadline = DeadlineOn(server, "r");
+    const int64_t deadline = StoredDeadline(server, "r");
     const absl::Time valid_until = clock.Now() + lock->remaining();
     clock.AdvanceBy(absl::Seconds(20) - absl::Milliseconds(1));
     EXPECT_EQ(spy->AwaitExtension(), true);
     EXPECT_EQ(spy->sent(), i + 1);
-    EXPECT_GT(DeadlineOn(server, "r"), deadline);
+    EXPECT_GT(StoredDeadline(server, "r"), deadline);
     EXPECT_GT(clock.Now() + lock->remaining(), valid_until);
   }
 }
@@ -335,7 +325,7 @@ TEST(RedisManagerTest, MaxHoldEndsAHoldThatIsRenewed) {
   EXPECT_EQ(lost.Take(), LockState::kExpired);
   EXPECT_EQ(lock->remaining(), absl::ZeroDuration());
   // The server was never asked for more than that.
-  EXPECT_LE(DeadlineOn(server, "r") - TimeOf(server), 20'000'000);
+  EXPECT_LE(StoredDeadline(server, "r") - TimeOf(server), 20'000'000);
 }
 
 TEST(RedisManagerTest, NoRenewalFollowsARelease) {
@@ -542,7 +532,7 @@ TEST(RedisManagerTest, WhenAHolderIsKilledTheNextEntersAtTheEndOfItsLease) {
   ASSERT_GT(first, 0u);
   Request next = Ask(locks, "r");
   holder.Kill();
-  const int64_t deadline = DeadlineOn(server, "r");
+  const int64_t deadline = StoredDeadline(server, "r");
   absl::StatusOr<Lock> got = next.Take();
   ASSERT_TRUE(got.ok()) << got.status();
   EXPECT_GE(TimeOf(server), deadline);
@@ -557,7 +547,7 @@ TEST(RedisManagerTest, APausedVictimIsOverAtTheEndOfItsLeaseAndItsStaleWriteIsRe
   const FencingToken old = victim.Acquire("r", "lease_ms=700 renew=1");
   ASSERT_TRUE(store.Write(old));
   victim.Pause();
-  const int64_t deadline = DeadlineOn(server, "r");
+  const int64_t deadline = StoredDeadline(server, "r");
   absl::StatusOr<Lock> thief = locks.Acquire("r", {.priority = 1});
   ASSERT_TRUE(thief.ok()) << thief.status();
   EXPECT_GE(TimeOf(server), deadline) << "it was not asked whether it has left";
@@ -581,7 +571,7 @@ TEST(RedisManagerTest, APausedVictimIsOverAtTheEndOfTheGrace) {
   // From here on it listens.
   ASSERT_NE(victim.Acquire("settle"), 0u);
   victim.Pause();
-  const int64_t deadline = DeadlineOn(server, "r");
+  const int64_t deadline = StoredDeadline(server, "r");
   absl::StatusOr<Lock> thief =
       locks.Acquire("r", {.priority = 1, .preemption_grace = absl::Milliseconds(200)});
   ASSERT_TRUE(thief.ok()) << thief.status();

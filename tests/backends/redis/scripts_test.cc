@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
@@ -15,10 +16,12 @@
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -90,17 +93,15 @@ class ScriptRunner {
       std::map<Step, std::string> texts;
       for (int i = 0; i < kSteps; ++i) {
         const auto step = static_cast<Step>(i);
-        texts[step] = ScriptTextWithTime(step, "local now = tonumber(ARGV[#ARGV])\n");
+        texts[step] = ScriptTextWithTime(step, "local now = tonumber(table.remove(ARGV))\n");
       }
       return texts;
     }()};
-    std::vector<std::string> command = {"EVAL",
-                                        texts.at(step),
-                                        "3",
-                                        RecordKey("p:", resource_),
-                                        WaitingListKey("p:", resource_),
-                                        MarkerKey("p:"),
-                                        ChannelPrefix("p:")};
+    std::vector<std::string> command = {"EVAL", texts.at(step), "1", RecordKey("p:", resource_)};
+    if (step == Step::kObtain) {
+      command[2] = "2";
+      command.push_back(MarkerKey("p:"));
+    }
     command.insert(command.end(), arguments.begin(), arguments.end());
     command.push_back(absl::StrCat(absl::ToUnixMicros(now)));
     return commands_.Do(command);
@@ -264,34 +265,115 @@ std::string MicrosText(absl::Duration duration) {
   return absl::StrCat(absl::ToInt64Microseconds(duration));
 }
 
-std::map<std::string, std::string> ExpectedFields(const Model& model) {
+// The record as the server has it.
+struct Stored {
+  std::map<std::string, std::string> fields;
+  double fence = 0;
+  double kept = 0;      // Until when,
+  double deadline = 0;  // of the hold.
+  double waiting = 0;
+  int more = 0;
+
+  explicit Stored(std::map<std::string, std::string> all) : fields(std::move(all)) {
+    const std::string s = fields["s"];
+    auto number = [&](size_t at) {
+      double value = 0;
+      if (at + 8 <= s.size()) std::memcpy(&value, s.data() + at, 8);
+      return value;
+    };
+    fence = number(0);
+    kept = number(8);
+    deadline = number(16);
+    waiting = number(56);
+    if (s.size() == 81) more = s[80];
+    EXPECT_TRUE(s.empty() || s.size() == 56 || s.size() == 81) << s.size();
+  }
+
+  bool IsShort() const { return fields.at("s").size() <= 56; }
+  bool HasSuccessor() const { return more % 2 == 1; }
+
+  // As a holder and a successor would be described by ExpectedRecord().
+  std::map<std::string, std::string> Describe() const {
+    std::map<std::string, std::string> record;
+    record["fence"] = Exactly(fence);
+    if (deadline > 0) {
+      const std::string& hold = fields.at("h");
+      record["handles"] = absl::StrCat("h", fields.at("s").substr(24, 32), ":", hold.substr(0, 16),
+                                       more >= 2 ? fields.at("hh") : "");
+      record["holder"] = hold.substr(16);
+      record["deadline"] = Exactly(deadline);
+    }
+    if (HasSuccessor()) {
+      record["successor"] = fields.at("sa");
+      const std::string& info = fields.at("si");
+      double times[2];
+      std::memcpy(times, info.data(), 16);
+      record["reserved until"] = Exactly(times[0]);
+      record["grace end"] = Exactly(times[1]);
+      record["reserved for"] = info.substr(16);
+    }
+    return record;
+  }
+
+  static std::string Exactly(double number) { return absl::StrCat(static_cast<int64_t>(number)); }
+};
+
+std::map<std::string, std::string> ExpectedRecord(const Model& model) {
   std::map<std::string, std::string> fields;
   const LockRecord& record = model.record;
+  fields["fence"] = absl::StrCat(record.fence);
   if (record.holder) {
-    fields["ho"] = record.holder->owner;
-    std::string handles;
+    // So the scripts do not store it.
+    EXPECT_EQ(record.holder->token, record.fence);
     for (const AcquisitionId id : record.holder->handles) {
-      absl::StrAppend(&handles, "h", id.ToString(), ":", ClientOf(id));
+      absl::StrAppend(&fields["handles"], "h", id.ToString(), ":", ClientOf(id));
     }
-    fields["hh"] = handles;
-    fields["hp"] = EncodePriority(record.holder->priority);
-    fields["hx"] = record.holder->preemptible ? "1" : "0";
-    fields["ht"] = absl::StrCat(record.holder->token);
-    fields["hd"] = absl::StrCat(absl::ToUnixMicros(record.holder->deadline));
+    fields["holder"] = absl::StrCat(EncodePriority(record.holder->priority),
+                                    record.holder->preemptible ? 1 : 0, record.holder->owner);
+    fields["deadline"] = absl::StrCat(absl::ToUnixMicros(record.holder->deadline));
   }
-  if (record.fence != 0) fields["f"] = absl::StrCat(record.fence);
-  if (record.successor) {
-    fields["sa"] = record.successor->acquisition.ToString();
-    fields["so"] = record.successor->owner;
-    fields["sc"] = ClientOf(record.successor->acquisition);
-    fields["sp"] = EncodePriority(record.successor->priority);
-    fields["sd"] = absl::StrCat(absl::ToUnixMicros(record.successor->deadline));
-    fields["sg"] = record.successor->grace_end == absl::InfiniteFuture()
-                       ? ""
-                       : absl::StrCat(absl::ToUnixMicros(record.successor->grace_end));
-    fields["sn"] = model.nominated ? "1" : "0";
+  if (const auto& successor = record.successor) {
+    fields["successor"] =
+        absl::StrCat(successor->acquisition.ToString(), ClientOf(successor->acquisition));
+    fields["reserved until"] = absl::StrCat(absl::ToUnixMicros(successor->deadline));
+    fields["grace end"] = successor->grace_end == absl::InfiniteFuture()
+                              ? "0"
+                              : absl::StrCat(absl::ToUnixMicros(successor->grace_end));
+    fields["reserved for"] = absl::StrCat(model.nominated ? 1 : 0,
+                                          EncodePriority(successor->priority), successor->owner);
   }
   return fields;
+}
+
+std::string Padded(absl::Duration duration) {
+  return absl::StrFormat("%016d", absl::ToInt64Microseconds(duration));
+}
+
+// A grant as its token alone, anything else as it is.
+std::string ObtainText(const redisReply* reply) {
+  if (reply == nullptr || reply->type != REDIS_REPLY_STRING || reply->len != kStateSize) {
+    return Text(reply);
+  }
+  const auto token = NumberFromWire(Text(reply));
+  return token ? absl::StrCat(*token) : "no token";
+}
+
+// What the client sends.
+std::vector<std::string> ObtainArguments(const ObtainRequest& request, std::string_view proposal,
+                                         absl::Duration max_lease = absl::ZeroDuration(),
+                                         std::string_view skew = "") {
+  std::string rest = Padded(max_lease);
+  if (request.reserve_below) {
+    absl::StrAppend(&rest, EncodePriority(*request.reserve_below),
+                    Padded(request.reservation_lease), request.grace ? Padded(*request.grace) : "");
+  }
+  std::vector<std::string> arguments = {
+      request.acquisition.ToString(),
+      absl::StrCat(ClientOf(request.acquisition), EncodePriority(request.priority),
+                   request.preemptible ? 1 : 0, request.owner),
+      MicrosText(request.lease), std::string(proposal), rest};
+  if (!skew.empty()) arguments.emplace_back(skew);
+  return arguments;
 }
 
 uint64_t Seed() {
@@ -333,8 +415,13 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
       ids.push_back({0xfedcba9876543210u + i, (uint64_t{1} << 63) + i});
       owner_of[ids.back()] = owners[below(4)];
     }
+    bool waited = false;  // Somebody did, in this sequence.
     for (int step = 0; step < 120; ++step) {
       now += absl::Microseconds(below(4) == 0 ? below(40) : below(4));
+      // So that the record has to be kept for longer, or for less.
+      if (below(100) == 0) now += absl::Seconds(30);
+      const Stored before(scripts.Record());
+      const absl::Time kept_before = absl::FromUnixMicros(static_cast<int64_t>(before.kept));
       const AcquisitionId id = ids[static_cast<size_t>(below(7))];
       Effects effects;
       model.messages.clear();
@@ -348,16 +435,27 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
         ObtainRequest request{.resource = "r", .acquisition = id, .owner = owner_of[id]};
         request.priority = priority();
         request.preemptible = below(8) != 0;
-        request.lease = absl::Microseconds(1 + below(60));
+        request.lease = below(30) == 0 ? absl::Minutes(2) : absl::Microseconds(1 + below(60));
         if (below(4) != 0) request.reserve_below = below(3) == 0 ? priority() : request.priority;
         request.reservation_lease = absl::Microseconds(1 + below(25));
         if (below(3) == 0) request.grace = absl::Microseconds(below(20));
-        const ObtainReply reply = Apply(model.record, request, now, effects);
+        ObtainReply reply = Apply(model.record, request, now, effects);
+        if (reply.outcome == ObtainOutcome::kObtained) {
+          // Tokens follow the clock, of which the reference does not know.
+          const int64_t least = absl::ToUnixMicros(now - kTokenSlack);
+          if (least > static_cast<int64_t>(reply.token)) {
+            reply.token = static_cast<FencingToken>(least);
+            model.record.fence = model.record.holder->token = reply.token;
+            seen["a token by the clock"]++;
+          }
+        }
         switch (reply.outcome) {
           case ObtainOutcome::kObtained:
           case ObtainOutcome::kReentered:
-            expected = absl::StrCat("[", reply.outcome == ObtainOutcome::kObtained ? 1 : 2, ",",
-                                    reply.token, ",", MicrosText(reply.remaining), "]");
+            expected =
+                reply.outcome == ObtainOutcome::kObtained
+                    ? absl::StrCat(reply.token)
+                    : absl::StrCat("[2,", reply.token, ",", MicrosText(reply.remaining), "]");
             model.Forget(id);
             break;
           case ObtainOutcome::kReserved:
@@ -371,20 +469,12 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
                                     EncodePriority(reply.other_priority), "]");
             break;
         }
-        seen[expected.substr(0, 2)]++;
+        seen[expected[0] == '[' ? expected.substr(0, 2) : "obtained"]++;
         // Whoever asks is alive.
         if (Waiter* waiter = model.Find(id)) waiter->silent = false;
         if (reply.outcome == ObtainOutcome::kReserved) model.nominated = false;
         model.Finish(effects, now, id);
-        actual = Text(
-            scripts
-                .Run(Step::kObtain, now,
-                     {id.ToString(), ClientOf(id), owner_of[id], EncodePriority(request.priority),
-                      request.preemptible ? "1" : "0", MicrosText(request.lease),
-                      request.reserve_below ? EncodePriority(*request.reserve_below) : "",
-                      MicrosText(request.reservation_lease),
-                      request.grace ? MicrosText(*request.grace) : "", "0", "0", ""})
-                .get());
+        actual = ObtainText(scripts.Run(Step::kObtain, now, ObtainArguments(request, "0")).get());
       } else if (kind < 7) {
         what = "release";
         const ReleaseOutcome outcome = ApplyRelease(model.record, id, now, effects);
@@ -498,13 +588,14 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
           }
         }
         seen[absl::StrCat("watch ", expected.substr(0, 2))]++;
-        actual = Text(
-            scripts
-                .Run(Step::kWatch, now,
-                     {id.ToString(), ClientOf(id), as_holder ? "h" : "w", owner_of[id],
-                      EncodePriority(asked), EncodePriorityDescending(asked), barging,
-                      MicrosText(waiter.reservation), lease, place_of ? place_of->ToString() : ""})
-                .get());
+        std::vector<std::string> arguments = {
+            id.ToString(),
+            as_holder ? ""
+                      : absl::StrCat(ClientOf(id), Padded(waiter.reservation), barging,
+                                     EncodePriority(asked), owner_of[id]),
+            EncodePriorityDescending(asked), lease};
+        if (place_of) arguments.push_back(place_of->ToString());
+        actual = Text(scripts.Run(Step::kWatch, now, arguments).get());
       } else {
         what = "unwatch";
         Expire(model.record, now, effects);
@@ -527,44 +618,95 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
       std::sort(messages.begin(), messages.end());
       ASSERT_EQ(scripts.MessagesUntilMark(++mark), messages)
           << what << ", sequence " << sequence << ", step " << step;
-      std::map<std::string, std::string> fields = scripts.Record();
-      fields.erase("q");
-      fields.erase("wd");
-      // Dead registrations are dropped when they are met; live ones must be there.
-      size_t live = 0;
-      std::erase_if(fields, [](const auto& field) { return field.first.starts_with("w:"); });
-      for (const Waiter& waiter : model.waiters) live += waiter.deadline > now ? 1 : 0;
-      ASSERT_EQ(fields, ExpectedFields(model))
+      const Stored stored(scripts.Record());
+      ASSERT_EQ(stored.Describe(), ExpectedRecord(model))
           << what << ", sequence " << sequence << ", step " << step;
-      ASSERT_GE(scripts.WaitingListSize(), static_cast<int64_t>(live));
+      // Dead registrations are dropped when they are met; live ones must be there.
+      double live = 0;
+      absl::Time needed = absl::FromUnixMicros(static_cast<int64_t>(model.record.fence));
+      for (const Waiter& waiter : model.waiters) {
+        if (waiter.deadline <= now) continue;
+        ++live;
+        needed = std::max(needed, waiter.deadline);
+      }
+      ASSERT_EQ(scripts.WaitingListSize(), static_cast<int64_t>(stored.waiting));
+      ASSERT_GE(stored.waiting, live);
+      if (model.record.holder) needed = std::max(needed, model.record.holder->deadline);
+      if (model.record.successor) needed = std::max(needed, model.record.successor->deadline);
+      const absl::Time kept = absl::FromUnixMicros(static_cast<int64_t>(stored.kept));
+      ASSERT_TRUE(kept == absl::UnixEpoch() || kept >= needed + kTokenSlack)
+          << what << ", sequence " << sequence << ", step " << step;
+      if (what == "release" && expected == "1" && stored.deadline == 0 && stored.IsShort()) {
+        ASSERT_LE(kept, std::max(now, needed) + kTokenSlack + absl::Minutes(1));
+      }
+      // What the shortcuts and whatever is left over from before have been through.
+      if (what == "obtain" && expected[0] != '[') {
+        const bool shortcut = before.deadline == 0 && before.IsShort();
+        seen[shortcut ? "obtain's shortcut" : "obtain without"]++;
+        if (shortcut && waited) seen["obtain's shortcut where somebody had waited"]++;
+        if (shortcut && before.fields.contains("si")) seen["a grant over an old successor"]++;
+        if (before.deadline > 0) seen["a grant over an expired or stolen hold"]++;
+        if (kept > absl::FromUnixMicros(static_cast<int64_t>(before.kept))) seen["kept longer"]++;
+      }
+      if (what == "release" && expected == "1") {
+        const bool shortcut = before.IsShort() && kept_before <= now + absl::Seconds(70);
+        seen[shortcut ? "release's shortcut" : "release without"]++;
+        if (shortcut && waited) seen["release's shortcut where somebody had waited"]++;
+        if (before.more >= 2 && stored.more < 2) seen["one handle is left"]++;
+        if (kept < kept_before) seen["kept shorter"]++;
+      }
+      if (what != "obtain" && !model.record.successor && stored.fields.contains("si")) {
+        seen["an old successor is not read"]++;
+      }
+      if (!model.record.holder && stored.fields.contains("h")) seen["an old hold is not read"]++;
+      waited = waited || stored.waiting > 0;
     }
   }
   // The sequences met every outcome.
-  for (const char* outcome :
-       {"[1", "[2", "[3", "[4", "release 1", "release 2", "release 3", "extend 0", "extend 1",
-        "extend 2", "confirm 0", "confirm 1", "confirm 2", "watch [1", "watch [2", "watch [3",
-        "watch [4", "watch [5"}) {
+  for (const char* outcome : {"obtained",
+                              "[2",
+                              "[3",
+                              "[4",
+                              "release 1",
+                              "release 2",
+                              "release 3",
+                              "extend 0",
+                              "extend 1",
+                              "extend 2",
+                              "confirm 0",
+                              "confirm 1",
+                              "confirm 2",
+                              "watch [1",
+                              "watch [2",
+                              "watch [3",
+                              "watch [4",
+                              "watch [5",
+                              "obtain's shortcut",
+                              "obtain without",
+                              "obtain's shortcut where somebody had waited",
+
+                              "a grant over an old successor",
+                              "a grant over an expired or stolen hold",
+                              "kept longer",
+                              "release's shortcut",
+                              "release without",
+                              "release's shortcut where somebody had waited",
+                              "one handle is left",
+                              "kept shorter",
+                              "an old successor is not read",
+                              "an old hold is not read",
+                              "a token by the clock"}) {
     EXPECT_GT(seen[outcome], 0) << outcome;
   }
 }
 
-// What the client sends for a plain request.
+// A plain request.
 std::vector<std::string> ObtainArguments(AcquisitionId id, std::string_view proposal,
-                                         std::string_view max_lease = "0",
+                                         absl::Duration max_lease = absl::ZeroDuration(),
                                          std::string_view skew = "") {
-  const std::string priority = EncodePriority(0);
-  return {id.ToString(),
-          ClientOf(id),
-          "",
-          priority,
-          "1",
-          "1000000",
-          "",
-          "100000",
-          "",
-          std::string(proposal),
-          std::string(max_lease),
-          std::string(skew)};
+  return ObtainArguments(
+      ObtainRequest{.resource = "r", .acquisition = id, .lease = absl::Seconds(1)}, proposal,
+      max_lease, skew);
 }
 
 TEST(RedisScriptsTest, TokensFollowTheServersClockAndOnlyGrow) {
@@ -577,7 +719,8 @@ TEST(RedisScriptsTest, TokensFollowTheServersClockAndOnlyGrow) {
   auto token = [&](absl::Time time, std::string_view proposal) {
     const AcquisitionId id{1, next_id++};
     const Reply reply = scripts.Run(Step::kObtain, time, ObtainArguments(id, proposal));
-    const int64_t token = reply->elements == 3 ? reply->element[1]->integer : -1;
+    int64_t token = -1;
+    EXPECT_TRUE(absl::SimpleAtoi(ObtainText(reply.get()), &token));
     scripts.Run(Step::kRelease, time, {id.ToString()});
     return token;
   };
@@ -603,12 +746,13 @@ TEST(RedisScriptsTest, WithoutItsMarkerAServerGrantsNothingUntilItHasRecovered) 
   const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
   const absl::Duration us = absl::Microseconds(1);
   auto obtain = [&](absl::Time time) {
-    return Text(scripts.Run(Step::kObtain, time, ObtainArguments({1, 1}, "0", "500")).get());
+    return ObtainText(
+        scripts.Run(Step::kObtain, time, ObtainArguments({1, 1}, "0", 500 * us)).get());
   };
   // The longest lease, and the reach of every token on both sides.
   EXPECT_EQ(obtain(now), "[5,20000500]");
   EXPECT_EQ(obtain(now + 499 * us + 2 * kTokenSlack), "[5,1]");
-  EXPECT_EQ(obtain(now + 500 * us + 2 * kTokenSlack).substr(0, 2), "[1");
+  EXPECT_EQ(obtain(now + 500 * us + 2 * kTokenSlack)[0], '1');
 }
 
 TEST(RedisScriptsTest, WhoReadsTheFenceBackIsGrantedEarlierAndToldThatItIsLost) {
@@ -618,7 +762,7 @@ TEST(RedisScriptsTest, WhoReadsTheFenceBackIsGrantedEarlierAndToldThatItIsLost) 
   const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
   const absl::Duration us = absl::Microseconds(1);
   auto obtain = [&](absl::Time time) {
-    return scripts.Run(Step::kObtain, time, ObtainArguments({1, 1}, "0", "500", "70"));
+    return scripts.Run(Step::kObtain, time, ObtainArguments({1, 1}, "0", 500 * us, "70"));
   };
   EXPECT_EQ(Text(obtain(now).get()), "[5,500]");
   EXPECT_EQ(Text(obtain(now + 499 * us).get()), "[5,1]");
@@ -632,7 +776,7 @@ TEST(RedisScriptsTest, WhoReadsTheFenceBackIsGrantedEarlierAndToldThatItIsLost) 
   ASSERT_EQ(reply->elements, 4u);
   EXPECT_EQ(reply->element[3]->integer, 1);
   scripts.Run(Step::kRelease, safe, {AcquisitionId{1, 1}.ToString()});
-  EXPECT_EQ(obtain(safe + us)->elements, 3u);
+  EXPECT_EQ(obtain(safe + us)->len, kStateSize);
 }
 
 TEST(RedisScriptsTest, AHoldFromWhenTheFenceWasLostIsToldSoForAsLongAsItHasItsToken) {
@@ -642,10 +786,9 @@ TEST(RedisScriptsTest, AHoldFromWhenTheFenceWasLostIsToldSoForAsLongAsItHasItsTo
   const absl::Time start = absl::FromUnixSeconds(1'800'000'000);
   const absl::Duration us = absl::Microseconds(1);
   auto obtain = [&](absl::Time time, AcquisitionId id) {
-    std::vector<std::string> arguments = ObtainArguments(id, "0", "500", "70");
-    arguments[2] = "an owner";
-    arguments[5] = absl::StrCat(absl::ToInt64Microseconds(absl::Hours(1)));
-    return scripts.Run(Step::kObtain, time, arguments);
+    const ObtainRequest request{
+        .resource = "r", .acquisition = id, .owner = "an owner", .lease = absl::Hours(1)};
+    return scripts.Run(Step::kObtain, time, ObtainArguments(request, "0", 500 * us, "70"));
   };
   obtain(start, {1, 1});
   const Reply held = obtain(start + 500 * us, {1, 1});
@@ -673,15 +816,18 @@ TEST(RedisScriptsTest, WhoReadsTheFenceBackIsToldItWithEveryRefusal) {
   ScriptRunner scripts(server);
   const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
   constexpr int64_t kNow = 1'800'000'000'000'000;
-  std::vector<std::string> arguments = ObtainArguments({1, 1}, absl::StrCat(kNow + 5), "0", "0");
+  std::vector<std::string> arguments =
+      ObtainArguments({1, 1}, absl::StrCat(kNow + 5), absl::ZeroDuration(), "0");
   scripts.Run(Step::kObtain, now, arguments);
-  const Reply denied = scripts.Run(Step::kObtain, now, ObtainArguments({1, 2}, "0", "0", "0"));
+  const Reply denied =
+      scripts.Run(Step::kObtain, now, ObtainArguments({1, 2}, "0", absl::ZeroDuration(), "0"));
   ASSERT_EQ(denied->elements, 5u);
   EXPECT_EQ(denied->element[0]->integer, 4);
   EXPECT_EQ(denied->element[4]->integer, kNow + 5);
   // And a server that has lost its data does not say.
   scripts.commands().Do({"SET", MarkerKey("p:"), absl::StrCat(kNow)});
-  const Reply lost = scripts.Run(Step::kObtain, now, ObtainArguments({1, 2}, "0", "0", "0"));
+  const Reply lost =
+      scripts.Run(Step::kObtain, now, ObtainArguments({1, 2}, "0", absl::ZeroDuration(), "0"));
   ASSERT_EQ(lost->elements, 5u);
   EXPECT_EQ(lost->element[4]->integer, 0);
   // Others hear nothing of it.
@@ -703,19 +849,65 @@ TEST(RedisScriptsTest, ARepeatedReleaseTouchesNoSuccessorAndNoStranger) {
             "[1,1000000]");
 }
 
+TEST(RedisScriptsTest, ARecordIsKeptForLongerThanItMustAndNotForMuchLonger) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  const std::string key = RecordKey("p:", "r");
+  // In seconds, rounded up, since the server's own time goes on.
+  auto kept_for = [&](const std::string& key) {
+    return (scripts.commands().Do({"PTTL", key})->integer + 999) / 1000;
+  };
+  auto obtain = [&](AcquisitionId id, absl::Duration lease) {
+    scripts.Run(
+        Step::kObtain, now,
+        ObtainArguments(ObtainRequest{.resource = "r", .acquisition = id, .lease = lease}, "0"));
+  };
+  auto release = [&](AcquisitionId id) { scripts.Run(Step::kRelease, now, {id.ToString()}); };
+  // The lease, 10 s that every record is kept for, and 20 s more; not one of them less when free.
+  obtain({1, 1}, absl::Seconds(30));
+  EXPECT_EQ(kept_for(key), 61);
+  release({1, 1});
+  EXPECT_EQ(kept_for(key), 61);
+  // The next one has enough.
+  scripts.commands().Do({"PEXPIRE", key, "50000"});
+  obtain({1, 2}, absl::Seconds(50));
+  EXPECT_EQ(kept_for(key), 50);
+  release({1, 2});
+  // Many of these must not pile up.
+  obtain({1, 3}, absl::Minutes(10));
+  EXPECT_EQ(kept_for(key), 631);
+  release({1, 3});
+  EXPECT_EQ(kept_for(key), 11);
+  // The waiting list likewise, and the record as long as that.
+  obtain({1, 4}, absl::Seconds(5));
+  const std::string waiting_list = WaitingListKey("p:", "r");
+  auto watch = [&](AcquisitionId id, absl::Duration lease) {
+    scripts.Run(Step::kWatch, now,
+                {id.ToString(),
+                 absl::StrCat(ClientOf(id), Padded(absl::Seconds(1)), "0", EncodePriority(0)),
+                 EncodePriorityDescending(0), MicrosText(lease)});
+  };
+  watch({1, 5}, absl::Seconds(3));
+  EXPECT_EQ(kept_for(key), 36);
+  EXPECT_EQ(kept_for(waiting_list), 34);
+  watch({1, 6}, absl::Minutes(1));
+  EXPECT_EQ(kept_for(key), 111);
+  EXPECT_EQ(kept_for(waiting_list), 91);
+  // And is gone with the last who waits.
+  scripts.Run(Step::kUnwatch, now, {AcquisitionId{1, 5}.ToString()});
+  scripts.Run(Step::kUnwatch, now, {AcquisitionId{1, 6}.ToString()});
+  EXPECT_EQ(kept_for(waiting_list), 0);
+}
+
 TEST(RedisScriptsTest, TheServersOwnClockIsUsedInProduction) {
   RedisServer server;
   Connection connection(server);
   connection.Do({"SET", "p:marker", "1"});
-  std::vector<std::string> command = {"EVAL",
-                                      ScriptOf(Step::kObtain).text,
-                                      "3",
-                                      RecordKey("p:", "r"),
-                                      WaitingListKey("p:", "r"),
-                                      "p:marker",
-                                      ChannelPrefix("p:")};
+  std::vector<std::string> command = {"EVAL", ScriptOf(Step::kObtain).text, "2",
+                                      RecordKey("p:", "r"), "p:marker"};
   for (const std::string& argument : ObtainArguments({1, 1}, "0")) command.push_back(argument);
-  EXPECT_EQ(Text(connection.Do(command).get()).substr(0, 2), "[1");
+  EXPECT_EQ(connection.Do(command)->len, kStateSize);
   // The server knows the script by the name that the client computes.
   EXPECT_EQ(Text(connection.Do({"SCRIPT", "EXISTS", ScriptOf(Step::kObtain).sha1}).get()), "[1]");
 }

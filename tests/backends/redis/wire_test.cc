@@ -1,10 +1,17 @@
 #include "latchkey/backends/redis/wire.h"
 
+#include <cstring>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
+#include "latchkey/backends/redis/scripts.h"
+#include "latchkey/core/lease.h"
+#include "latchkey/core/locking_protocol.h"
 
 namespace latchkey::redis {
 namespace {
@@ -75,6 +82,106 @@ TEST(RedisWireTest, IgnoresWhatIsNotOurs) {
         "L" + id + " soon", "D" + std::string(32, 'x')}) {
     EXPECT_FALSE(ParseMessage(text).has_value()) << text;
   }
+}
+
+TEST(RedisWireTest, ReadsTheNumbersOfTheRecord) {
+  auto number = [](double value) {
+    std::string bytes(8, ' ');
+    std::memcpy(bytes.data(), &value, 8);
+    return NumberFromWire(bytes + "and more");
+  };
+  EXPECT_EQ(number(0), 0u);
+  EXPECT_EQ(number(1790000000123457), 1790000000123457u);
+  EXPECT_EQ(number(static_cast<double>(kMaxNumber)), kMaxNumber);
+  for (const double bad :
+       {-1.0, 0.5, 9007199254740992.0, 1e300, std::numeric_limits<double>::infinity(),
+        std::numeric_limits<double>::quiet_NaN()}) {
+    EXPECT_FALSE(number(bad).has_value()) << bad;
+  }
+  EXPECT_FALSE(NumberFromWire("1234567").has_value());
+}
+
+// A call as EVALSHA; with the text it differs in the first words alone.
+std::string Sent(const ScriptCall& call, Step step) {
+  std::string by_name;
+  call.AppendTo(by_name, false);
+  std::string by_text;
+  call.AppendTo(by_text, true);
+  const Script& script = ScriptOf(step);
+  std::string expected = by_name.substr(0, by_name.find("EVALSHA") - 4);
+  AppendArgument(expected, "EVAL");
+  AppendArgument(expected, script.text);
+  expected.append(by_name, by_name.find(script.sha1) + script.sha1.size() + 2);
+  EXPECT_EQ(by_text, expected);
+  return by_name;
+}
+
+TEST(RedisWireTest, WritesTheCallsOfTheScripts) {
+  const std::string client = "00112233445566aa";
+  const ScriptCalls calls({.key_prefix = "p:",
+                           .client = client,
+                           .max_lease = absl::Minutes(1),
+                           .max_clock_skew = absl::Milliseconds(250),
+                           .waiter_lease = absl::Seconds(3)});
+  const AcquisitionId id{0x00000000000000ab, 0xfedcba9876543210};
+  const std::string id_text = id.ToString();
+  const std::string key = RecordKey("p:", "a{b");
+  auto sha = [](Step step) -> std::string_view { return ScriptOf(step).sha1; };
+
+  ObtainRequest request{.resource = "a{b",
+                        .acquisition = id,
+                        .owner = "me",
+                        .priority = -7,
+                        .preemptible = false,
+                        .lease = absl::Seconds(30)};
+  const std::string info = client + EncodePriority(-7) + "0me";
+  const std::string_view max_lease = "0000000060000000";
+  EXPECT_EQ(Sent(calls.Obtain(request, 1790000000123000), Step::kObtain),
+            MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
+                         "30000000", "1790000000123000", max_lease}));
+  request.reserve_below = std::numeric_limits<Priority>::max();
+  request.reservation_lease = absl::Nanoseconds(1500);
+  const std::string reserves = absl::StrCat(max_lease, "18446744073709551615", "0000000000000002");
+  EXPECT_EQ(Sent(calls.Obtain(request, 5), Step::kObtain),
+            MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
+                         "30000000", "5", reserves}));
+  // Longer than any number that the scripts can hold.
+  request.reservation_lease = absl::InfiniteDuration();
+  request.grace = absl::Milliseconds(1);
+  request.reads_fence_back = true;
+  EXPECT_EQ(
+      Sent(calls.Obtain(request, 5), Step::kObtain),
+      MakeCommand(
+          {"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info, "30000000", "5",
+           absl::StrCat(max_lease, "18446744073709551615", "4503599627370495", "0000000000001000"),
+           "250000"}));
+
+  EXPECT_EQ(Sent(calls.Release("a{b", id), Step::kRelease),
+            MakeCommand({"EVALSHA", sha(Step::kRelease), "1", key, id_text}));
+  EXPECT_EQ(Sent(calls.Extend("a{b", id, absl::Seconds(2)), Step::kExtend),
+            MakeCommand({"EVALSHA", sha(Step::kExtend), "1", key, id_text, "2000000"}));
+  EXPECT_EQ(Sent(calls.Confirm("a{b", id, kMaxNumber), Step::kConfirm),
+            MakeCommand({"EVALSHA", sha(Step::kConfirm), "1", key, id_text, "9007199254740991"}));
+  EXPECT_EQ(Sent(calls.Unwatch("a{b", id), Step::kUnwatch),
+            MakeCommand({"EVALSHA", sha(Step::kUnwatch), "1", key, id_text}));
+  EXPECT_EQ(calls.Release("a{b", id).record(), key);
+
+  ScriptCalls::Look look{.resource = "a{b",
+                         .acquisition = id,
+                         .owner = "me",
+                         .priority = 9,
+                         .barging = true,
+                         .reservation = absl::Milliseconds(70),
+                         .takes_place_of = {1, 2}};
+  EXPECT_EQ(Sent(calls.Watch(look), Step::kWatch),
+            MakeCommand({"EVALSHA", sha(Step::kWatch), "1", key, id_text,
+                         absl::StrCat(client, "0000000000070000", "1", EncodePriority(9), "me"),
+                         EncodePriorityDescending(9), "3000000", AcquisitionId{1, 2}.ToString()}));
+  look.as_holder = true;
+  look.takes_place_of = {};
+  EXPECT_EQ(Sent(calls.Watch(look), Step::kWatch),
+            MakeCommand({"EVALSHA", sha(Step::kWatch), "1", key, id_text, "",
+                         EncodePriorityDescending(9), "3000000"}));
 }
 
 TEST(RedisWireTest, WritesCommandsInRedisProtocol) {

@@ -1,0 +1,75 @@
+-- What every step ends with: it stores what changed and tells those concerned. Invariants: the
+-- record outlives every deadline in it and the waiting list, and the fence by SLACK, from when on
+-- the clock alone makes tokens larger (see obtain_free.lua). If the first write is refused (no
+-- memory, read-only), nothing has been written. A full server refuses HSET and ZADD, but only as a
+-- script's first write: so whatever a release may write begins with a removal.
+if changed then
+  if stored_handles and (not handles or #handles < #stored_handles) then
+    call('HDEL', K, 'hh')
+  elseif stored_successor and not successor and handles == stored_handles then
+    call('HDEL', K, 'sa')
+  end
+
+  -- The record is kept for longer than it must, so that not every step has to say for how long: for
+  -- 20 s, and once it is free for up to a minute.
+  local keep = kept
+  local needed = fence > now and fence or now
+  if handles and deadline > needed then needed = deadline end
+  if successor and successor_deadline > needed then needed = successor_deadline end
+  needed = needed + SLACK
+  if waiting > 0 and list_kept > needed then needed = list_kept end
+  local is_free = not handles and not successor and waiting <= 0
+  if kept < needed then
+    keep = needed + 20000000
+  elseif is_free and kept > needed + 60000000 then
+    keep = needed
+  end
+
+  local fields = {'s', ''}
+  local n = 2
+  more = 0
+  if handles then
+    first_handle = sub(handles, 2, 33)
+    if handles ~= stored_handles or holder ~= stored_holder then
+      fields[3], fields[4] = 'h', sub(handles, 35, HANDLE) .. holder
+      n = 4
+      if #handles > HANDLE then fields[5], fields[6], n = 'hh', sub(handles, HANDLE + 1), 6 end
+    end
+    if #handles > HANDLE then more = 2 end
+  else
+    deadline = 0
+  end
+  if successor then
+    more = more + 1
+    if successor_changed then
+      fields[n + 1], fields[n + 2] = 'sa', successor .. successor_client
+      fields[n + 3], fields[n + 4] =
+          'si', struct.pack('<dd', successor_deadline, grace_end or 0) .. nominated ..
+                successor_priority .. successor_owner
+      n = n + 4
+    end
+  end
+  local s = struct.pack('<dddc32', fence, keep, deadline, first_handle or acquisition)
+  reply = reply or s  -- See obtain.lua.
+  if waiting > 0 or more > 0 then
+    s = s .. struct.pack('<dddB', waiting, list_kept, registered, more)
+  end
+  fields[2] = s
+  if waiter ~= v[6] then
+    fields[n + 1], fields[n + 2] = 'w:' .. acquisition, waiter
+    n = n + 2
+  end
+  if woken then
+    fields[n + 1], fields[n + 2] =
+        'w:' .. woken, sub(woken_entry, 1, 8) .. '1' .. sub(woken_entry, 10)
+  end
+  call('HSET', K, unpack(fields))
+  if keep ~= kept then call('PEXPIRE', K, math.ceil((keep - now) / 1000) + 1000) end
+end
+
+-- Events are hints: a user who may not publish still gets locks.
+if notices[1] then
+  local channels = string.match(K, '^[^{]*') .. 'client:'
+  for i = 1, #notices do redis.pcall('PUBLISH', channels .. notices[i][1], notices[i][2]) end
+end
+return reply
