@@ -1,10 +1,12 @@
 #include "latchkey/core/lock.h"
 
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
+#include "latchkey/core/blocked_thread.h"
+#include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/manager_core.h"
@@ -31,20 +33,21 @@ absl::Status GoneError(LockingProtocol& backend, const HoldRef& hold, FencingTok
 template <typename Start>
 absl::Status WaitFor(std::string_view call, internal::Hold& hold, Start start) {
   struct Shared : internal::RefCounted<Shared> {
-    absl::Notification ready;
+    internal::Blocker blocker;
     absl::Status status;
   };
   const auto shared = internal::RefPtr<Shared>::Adopt(new Shared);
   const auto keep = internal::RefPtr<internal::Hold>::Share(&hold);  // Callbacks may drop the lock.
+  std::optional<BlockedThread> fetcher;
+  if (!internal::CallbackScope::Active()) fetcher.emplace(hold.terms().id);
   start([shared](absl::Status status) {
     shared->status = std::move(status);
-    shared->ready.Notify();
+    shared->blocker.SetReady();
   });
-  if (!shared->ready.HasBeenNotified()) {
-    if (internal::CallbackScope::Active()) {
-      return internal::WouldBlockError(call, hold.NameForMessage());
-    }
-    shared->ready.WaitForNotification();
+  if (!shared->blocker.IsReady()) {
+    if (!fetcher) return internal::WouldBlockError(call, hold.NameForMessage());
+    fetcher->Await(shared->blocker);
+    shared->blocker.Wait();
   }
   return shared->status;
 }

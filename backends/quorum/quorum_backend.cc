@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "latchkey/core/blocked_thread.h"
 #include "latchkey/core/lock_error.h"
 
 namespace latchkey {
@@ -331,11 +332,14 @@ void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId
     request.acquisition = attempt->nodes[i].id;
     request.reads_fence_back = size() > 1;
   }
-  servers_[i]->Obtain(
-      request, [self = shared_from_this(), attempt, round, caller, i, id = request.acquisition,
-                start, read](absl::StatusOr<ObtainReply> reply) {
-        self->OnObtained(attempt, round, caller, i, id, start, read, std::move(reply));
-      });
+  {
+    const BlockedThread::OnBehalfOf on_behalf(caller);
+    servers_[i]->Obtain(
+        request, [self = shared_from_this(), attempt, round, caller, i, id = request.acquisition,
+                  start, read](absl::StatusOr<ObtainReply> reply) {
+          self->OnObtained(attempt, round, caller, i, id, start, read, std::move(reply));
+        });
+  }
   {
     absl::MutexLock lock(&attempt->mutex);
     if (attempt->nodes[i].id == request.acquisition) return;
@@ -562,6 +566,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
       ++confirming;
       actions.push_back([self = shared_from_this(), attempt, round, caller, i, token, id = node.id,
                          hint = node.hint] {
+        const BlockedThread::OnBehalfOf on_behalf(caller);
         self->servers_[i]->Confirm(
             {.resource = attempt->resource, .acquisition = id, .hint = hint}, token,
             [self, attempt, round, caller, i, token, id](absl::StatusOr<ConfirmReply> reply) {
@@ -804,6 +809,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
         node.hint = 0;
       }
     }
+    const BlockedThread::OnBehalfOf on_behalf(caller);
     // The servers repeat it themselves where it fails. Nothing of ours comes after it.
     for (size_t i = 0; i < self->size(); ++i) {
       self->servers_[i]->Release(
@@ -867,7 +873,7 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
     count->done = std::move(done);
     count->left = size();
   }
-  Enter(attempt, [self = shared_from_this(), attempt, count, lease] {
+  Enter(attempt, [self = shared_from_this(), attempt, count, lease, caller = hold.acquisition] {
     bool holds;
     std::vector<std::pair<AcquisitionId, LeaseHint>> ids;
     {
@@ -885,6 +891,7 @@ void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback do
       done(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
       return;
     }
+    const BlockedThread::OnBehalfOf on_behalf(caller);
     for (size_t i = 0; i < self->size(); ++i) {
       self->servers_[i]->Extend(
           {.resource = attempt->resource, .acquisition = ids[i].first, .hint = ids[i].second},

@@ -1,13 +1,18 @@
 #include "latchkey/backends/redis/connection.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <openssl/x509v3.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
@@ -27,6 +32,10 @@ namespace {
 
 // How often an idle subscription asks whether the server is still there.
 constexpr uint64_t kPingMs = 5000;
+
+// A connection that was lent is taken back when this long nobody has borrowed it: somebody has to
+// notice its end, and read what the last one did not wait for.
+constexpr long kLoanMs = 10;
 
 // The most that waits for a connection attempt to end.
 constexpr size_t kMaxWaiting = 100'000;
@@ -52,6 +61,7 @@ class Ping : public Call {
  public:
   void AppendTo(std::string& out) override { out.append(MakeCommand({"PING"})); }
   Next OnReply(const redisReply&) override { return Next::kDone; }
+  bool OnReplyElsewhere(const redisReply&) override { return true; }
   void OnFailure(bool, const absl::Status&) override {}
 };
 
@@ -83,6 +93,11 @@ void Connection::Stop() {
   if (state_ == State::kStopped) return;
   state_ = State::kStopped;
   CloseSocket();
+  {
+    absl::MutexLock lock(&mutex_);
+    stopped_ = true;
+  }
+  HandleAnswered();
   if (resolving_ != nullptr) {
     resolving_->connection = nullptr;
     uv_cancel(reinterpret_cast<uv_req_t*>(&resolving_->request));
@@ -154,38 +169,193 @@ void Connection::ConnectTo(const std::string& host) {
   if (context_ == nullptr) return Fail("cannot connect: out of memory");
   if (context_->err != 0) return Fail(absl::StrCat("cannot connect: ", context_->errstr));
   LimitReader(*context_->reader);
-  poll_ = new Poll{.handle = {}, .connection = this};
-  poll_->handle.data = poll_;
-  if (const int result = uv_poll_init_socket(loop_, &poll_->handle, context_->fd); result != 0) {
-    delete std::exchange(poll_, nullptr);
-    return Fail(absl::StrCat("cannot watch the socket: ", uv_strerror(result)));
-  }
-  polled_events_ = 0;
+  if (!WatchSocket()) return Fail(absl::StrCat("cannot watch the socket: ", strerror(errno)));
   write_blocked_ = true;  // Writable means connected.
   UpdatePoll();
 }
 
-void Connection::UpdatePoll() {
-  const int events =
-      state_ == State::kConnecting ? UV_WRITABLE : UV_READABLE | (write_blocked_ ? UV_WRITABLE : 0);
-  if (poll_ == nullptr || events == polled_events_) return;
-  polled_events_ = events;
-  uv_poll_start(&poll_->handle, events, [](uv_poll_t* handle, int status, int events) {
-    static_cast<Poll*>(handle->data)->connection->OnPoll(status, events);
+bool Connection::WatchSocket() {
+  const int watch_fd = epoll_create1(EPOLL_CLOEXEC);
+  if (watch_fd < 0) return false;
+  epoll_event none{};
+  poll_ = new Poll{.handle = {}, .connection = this};
+  poll_->handle.data = poll_;
+  int result = epoll_ctl(watch_fd, EPOLL_CTL_ADD, context_->fd, &none) == 0 ? 0 : -errno;
+  if (result == 0) result = uv_poll_init(loop_, &poll_->handle, watch_fd);
+  if (result != 0) {
+    delete std::exchange(poll_, nullptr);
+    close(watch_fd);
+    errno = -result;
+    return false;
+  }
+  uv_poll_start(&poll_->handle, UV_READABLE, [](uv_poll_t* handle, int, int) {
+    static_cast<Poll*>(handle->data)->connection->OnPoll();
   });
+  absl::MutexLock lock(&mutex_);
+  watch_fd_ = watch_fd;
+  socket_fd_ = static_cast<int>(context_->fd);
+  watched_ = 0;
+  return true;
 }
 
-void Connection::OnPoll(int status, int events) {
-  // With an error status the socket itself knows more.
-  if (status != 0) events = polled_events_;
+void Connection::UpdatePoll() {
+  if (poll_ == nullptr) return;
+  absl::MutexLock lock(&mutex_);
+  wants_out_ = state_ == State::kConnecting || write_blocked_;
+  SetWatched();
+}
+
+void Connection::SetWatched() {
+  const uint32_t wanted = (lent_ ? 0u : uint32_t{EPOLLIN}) | (wants_out_ ? uint32_t{EPOLLOUT} : 0u);
+  if (wanted == watched_ || watch_fd_ < 0) return;
+  watched_ = wanted;
+  epoll_event event{};
+  event.events = wanted;
+  // It cannot fail: the socket was added before.
+  epoll_ctl(watch_fd_, EPOLL_CTL_MOD, socket_fd_, &event);
+}
+
+void Connection::OnPoll() {
+  OnLoanTimer();
   if (state_ == State::kConnecting) return OnConnected();
   if (state_ == State::kTls) return StepTls();
   Poll* const polled = poll_;
-  if ((events & UV_READABLE) != 0) Read();
-  // Reading may have ended the connection, and even begun another.
-  if (poll_ != polled) return;
-  // Under TLS a write may have waited for something to read.
-  if ((events & UV_WRITABLE) != 0 || (ssl_ != nullptr && write_blocked_)) Write();
+  Read();
+  // Reading may have ended the connection, and even begun another. Under TLS a write may have
+  // waited for something to read.
+  if (poll_ == polled && write_blocked_) Write();
+}
+
+// ---- Lending -----------------------------------------------------------------------------------
+
+void Connection::Lend() {
+  lent_ = true;
+  SetWatched();
+  if (loan_timer_runs_) return;
+  if (loan_timer_fd_ < 0) {
+    loan_timer_fd_ = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    epoll_event event{};
+    event.events = EPOLLIN;
+    if (loan_timer_fd_ < 0 || epoll_ctl(watch_fd_, EPOLL_CTL_ADD, loan_timer_fd_, &event) != 0) {
+      lending_ = false;
+      return;
+    }
+  }
+  StartLoanTimer();
+}
+
+void Connection::StartLoanTimer() {
+  itimerspec once{};
+  once.it_value.tv_nsec = kLoanMs * 1'000'000;
+  timerfd_settime(loan_timer_fd_, 0, &once, nullptr);
+  loan_timer_runs_ = true;
+  loan_at_last_look_ = loan_;
+}
+
+void Connection::OnLoanTimer() {
+  absl::MutexLock lock(&mutex_);
+  uint64_t times;
+  if (!loan_timer_runs_ || read(loan_timer_fd_, &times, sizeof times) < 0) return;
+  loan_timer_runs_ = false;
+  if (!lent_) return;
+  if (borrower_ == nullptr && loan_ == loan_at_last_look_) {
+    TakeBack();
+  } else {
+    StartLoanTimer();
+  }
+}
+
+void Connection::TakeBack() {
+  lent_ = false;
+  borrower_ = nullptr;
+  taken_back_ = loan_;
+  prompt_ = in_flight_.size();
+  SetWatched();
+}
+
+void Connection::StopLending() {
+  absl::MutexLock lock(&mutex_);
+  lending_ = false;
+  if (lent_) TakeBack();
+}
+
+Connection::InFlight Connection::TakeOldest() {
+  InFlight oldest = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  if (oldest.loan <= taken_back_) {
+    --prompt_;
+  } else if (borrower_ != nullptr && oldest.loan == loan_) {
+    --due_;
+  }
+  return oldest;
+}
+
+bool Connection::Fetch(uint64_t loan) {
+  std::vector<Answered> here;
+  bool work = false;
+  {
+    absl::MutexLock context_lock(&context_mutex_);
+    if (lent_context_ == nullptr) return false;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (borrower_ == nullptr || loan_ != loan) return false;
+    }
+    // What is wrong is for the loop's thread, which comes across it once more.
+    bool wrong = redisBufferRead(lent_context_) != REDIS_OK;
+    for (void* raw = nullptr;;) {
+      if (redisReaderGetReply(lent_context_->reader, &raw) != REDIS_OK) wrong = true;
+      if (raw == nullptr) break;
+      Answered answered{.call = nullptr, .reply = Reply(static_cast<redisReply*>(raw))};
+      raw = nullptr;
+      absl::MutexLock lock(&mutex_);
+      if (!in_flight_.empty()) answered.call = TakeOldest().call;
+      if (answered.call != nullptr) {
+        here.push_back(std::move(answered));
+      } else {
+        answered_.push_back(std::move(answered));
+        work = true;
+      }
+    }
+    if (wrong) {
+      absl::MutexLock lock(&mutex_);
+      TakeBack();
+      read_asked_ = work = true;
+    }
+  }
+  for (Answered& one : here) {
+    if (one.call->OnReplyElsewhere(*one.reply)) continue;
+    absl::MutexLock lock(&mutex_);
+    answered_.push_back(std::move(one));
+    work = true;
+  }
+  bool more;
+  {
+    absl::MutexLock lock(&mutex_);
+    more = borrower_ != nullptr && loan_ == loan && due_ > 0;
+    if (!lending_) work = true;  // It may be what the loop's thread waits for before it ends.
+  }
+  if (work) listener_.OnWork();
+  return more;
+}
+
+void Connection::EndFetching(uint64_t loan) {
+  absl::MutexLock lock(&mutex_);
+  if (borrower_ == nullptr || loan_ != loan) return;
+  borrower_ = nullptr;
+  if (prompt_ > 0 || !lending_) TakeBack();
+}
+
+void Connection::HandleAnswered() {
+  for (;;) {
+    Answered next;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (answered_.empty()) return;
+      next = std::move(answered_.front());
+      answered_.pop_front();
+    }
+    HandleAnswer(std::move(next.call), *next.reply);
+  }
 }
 
 void Connection::OnConnected() {
@@ -329,6 +499,10 @@ void Connection::BecomeReady() {
         },
         kPingMs, kPingMs);
   }
+  if (ssl_ == nullptr && settings_.channel.empty()) {
+    absl::MutexLock lock(&context_mutex_);
+    lent_context_ = context_;
+  }
   listener_.OnReady(*this);
   std::deque<std::unique_ptr<Call>> waiting = std::move(waiting_);
   waiting_.clear();
@@ -345,7 +519,9 @@ void Connection::Send(std::unique_ptr<Call> call) {
       {
         absl::MutexLock lock(&mutex_);
         direct_fd_ = -1;  // Until this is written.
-        in_flight_.push_back({std::move(call), uv_now(loop_)});
+        in_flight_.push_back({.call = std::move(call), .sent_ms = uv_now(loop_)});
+        ++prompt_;
+        if (lent_ && borrower_ == nullptr) TakeBack();
       }
       return;
     case State::kStopped:
@@ -365,32 +541,69 @@ void Connection::Send(std::unique_ptr<Call> call) {
 }
 
 void Connection::Flush() {
-  if (state_ != State::kReady) return;
+  HandleAnswered();
+  bool read_asked = false;
   {
     absl::MutexLock lock(&mutex_);
     if (!left_over_.empty()) {
       out_.insert(0, left_over_);
       left_over_.clear();
     }
+    read_asked = std::exchange(read_asked_, false);
+  }
+  if (state_ != State::kReady) return;
+  if (read_asked) {
+    Poll* const polled = poll_;
+    Read();
+    if (poll_ != polled) return;
   }
   if (out_.empty() || write_blocked_) return;
   ArmCommandTimer();
   Write();
 }
 
-Connection::Direct Connection::SendDirectly(std::unique_ptr<Call>& call) {
+Connection::Direct Connection::SendDirectly(std::unique_ptr<Call>& call,
+                                            const BlockedThread* caller) {
   std::string bytes;
   call->AppendTo(bytes);
-  absl::MutexLock lock(&mutex_);
-  if (direct_fd_ < 0) return Direct::kRefused;
-  // Under the mutex, so that the order of the calls is that of their bytes, and no reply is early.
-  const ssize_t written = send(direct_fd_, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-  if (written <= 0) return Direct::kRefused;  // What is wrong the loop's thread will see.
-  in_flight_.push_back({std::move(call), uv_hrtime() / 1'000'000});
-  if (static_cast<size_t>(written) == bytes.size()) return Direct::kSent;
-  direct_fd_ = -1;
-  left_over_ = bytes.substr(static_cast<size_t>(written));
-  return Direct::kSentInPart;
+  bool all_written = false;
+  Direct direct;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (direct_fd_ < 0) return direct;
+    // It reads for everybody, until it has its own.
+    const bool borrows =
+        caller != nullptr && lending_ && (!lent_ || borrower_ == nullptr || borrower_ == caller);
+    if (borrows && !lent_) Lend();
+    if (!borrows && lent_ && borrower_ == nullptr) TakeBack();
+    // Under the mutex, so that the order of the calls is that of their bytes, and no reply is
+    // early.
+    const ssize_t written =
+        send(direct_fd_, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (written <= 0) return direct;  // What is wrong the loop's thread will see.
+    direct.sent = true;
+    if (borrows) {
+      if (borrower_ != caller) {
+        borrower_ = caller;
+        ++loan_;
+        due_ = 0;
+      }
+      ++due_;
+      direct.loan = loan_;
+      direct.descriptor = direct_fd_;
+    } else {
+      ++prompt_;
+    }
+    in_flight_.push_back(
+        {.call = std::move(call), .sent_ms = uv_hrtime() / 1'000'000, .loan = direct.loan});
+    all_written = static_cast<size_t>(written) == bytes.size();
+    if (!all_written) {
+      direct_fd_ = -1;
+      left_over_ = bytes.substr(static_cast<size_t>(written));
+    }
+  }
+  if (!all_written) listener_.OnWork();
+  return direct;
 }
 
 void Connection::AllowDirect() {
@@ -404,20 +617,21 @@ void Connection::AllowDirect() {
 
 size_t Connection::calls_in_flight() const {
   absl::MutexLock lock(&mutex_);
-  return in_flight_.size() + waiting_.size();
+  return in_flight_.size() + answered_.size() + waiting_.size();
 }
 
 void Connection::Write() {
   if (context_ == nullptr) return;
-  if (!out_.empty()) {
-    redisAppendFormattedCommand(context_, out_.data(), out_.size());
-    out_.clear();
-  }
   ERR_clear_error();
   int done = 0;
-  if (redisBufferWrite(context_, &done) != REDIS_OK) {
-    return Fail(absl::StrCat("the connection broke: ", context_->errstr));
+  int result;
+  {
+    absl::MutexLock lock(&context_mutex_);
+    if (!out_.empty()) redisAppendFormattedCommand(context_, out_.data(), out_.size());
+    result = redisBufferWrite(context_, &done);
   }
+  out_.clear();
+  if (result != REDIS_OK) return Fail(absl::StrCat("the connection broke: ", context_->errstr));
   // Under TLS a write may wait for something to read; asking for writability would spin.
   write_blocked_ = done == 0 && (ssl_ == nullptr || SSL_want_read(ssl_) == 0);
   UpdatePoll();
@@ -427,14 +641,27 @@ void Connection::Write() {
 
 void Connection::Read() {
   Poll* const polled = poll_;
+  HandleAnswered();
+  if (poll_ != polled) return;
   {
-    // What was said unasked must not become the answer to a request that is made meanwhile.
     absl::MutexLock lock(&mutex_);
+    if (lent_) {
+      // It was lent when this was under way already, or it broke.
+      pollfd now{.fd = socket_fd_, .events = 0, .revents = 0};
+      if (poll(&now, 1, 0) != 1) return;
+      TakeBack();
+    }
+    // What was said unasked must not become the answer to a request that is made meanwhile.
     direct_fd_ = -1;
   }
   do {
     ERR_clear_error();
-    if (redisBufferRead(context_) != REDIS_OK) {
+    int result;
+    {
+      absl::MutexLock lock(&context_mutex_);
+      result = redisBufferRead(context_);
+    }
+    if (result != REDIS_OK) {
       // What came before the end may be a last word, such as "too many clients".
       std::string why = absl::StrCat("the connection broke: ", context_->errstr);
       if (context_->err == REDIS_ERR_EOF) {
@@ -454,13 +681,17 @@ void Connection::ReadReplies() {
   Poll* const polled = poll_;
   for (;;) {
     void* raw = nullptr;
-    if (redisGetReplyFromReader(context_, &raw) != REDIS_OK) {
+    int result;
+    {
+      absl::MutexLock lock(&context_mutex_);
+      result = redisGetReplyFromReader(context_, &raw);
+    }
+    if (result != REDIS_OK) {
       return Fail(absl::StrCat("the server does not speak Redis' protocol: ",
                                absl::CHexEscape(context_->errstr)));
     }
     if (raw == nullptr) return;
-    std::unique_ptr<redisReply, decltype(&freeReplyObject)> reply(static_cast<redisReply*>(raw),
-                                                                  &freeReplyObject);
+    const Reply reply(static_cast<redisReply*>(raw));
     Handle(*reply);
     if (poll_ != polled) return;
   }
@@ -475,11 +706,12 @@ void Connection::Handle(const redisReply& reply) {
   std::unique_ptr<Call> call;
   {
     absl::MutexLock lock(&mutex_);
-    if (!in_flight_.empty()) {
-      call = std::move(in_flight_.front().call);
-      in_flight_.pop_front();
-    }
+    if (!in_flight_.empty()) call = TakeOldest().call;
   }
+  HandleAnswer(std::move(call), reply);
+}
+
+void Connection::HandleAnswer(std::unique_ptr<Call> call, const redisReply& reply) {
   if (call == nullptr) {
     // A reply to nothing. An error is the server's reason for what it does next.
     return Fail(reply.type == REDIS_REPLY_ERROR ? absl::StrCat("the server says: ", TextOf(reply))
@@ -529,9 +761,8 @@ void Connection::OnTimer() {
 
 void Connection::CloseSocket() {
   {
-    absl::MutexLock lock(&mutex_);
-    direct_fd_ = -1;
-    left_over_.clear();
+    absl::MutexLock lock(&context_mutex_);
+    lent_context_ = nullptr;
   }
   if (poll_ != nullptr) {
     poll_->connection = nullptr;
@@ -539,13 +770,26 @@ void Connection::CloseSocket() {
              [](uv_handle_t* handle) { delete static_cast<Poll*>(handle->data); });
     poll_ = nullptr;
   }
-  // Only now: a socket must not be closed while the loop watches it. Frees ssl_ as well.
-  if (context_ != nullptr) redisFree(context_);
+  {
+    absl::MutexLock lock(&mutex_);
+    direct_fd_ = -1;
+    left_over_.clear();
+    read_asked_ = false;
+    // Whoever waits for it is to look again.
+    if (lent_) shutdown(socket_fd_, SHUT_RDWR);
+    lent_ = false;
+    borrower_ = nullptr;
+    // Only now: a descriptor must not be closed while the loop watches it.
+    if (watch_fd_ >= 0) close(std::exchange(watch_fd_, -1));
+    if (loan_timer_fd_ >= 0) close(std::exchange(loan_timer_fd_, -1));
+    loan_timer_runs_ = false;
+    socket_fd_ = -1;
+  }
+  if (context_ != nullptr) redisFree(context_);  // Frees ssl_ as well.
   context_ = nullptr;
   ssl_ = nullptr;
   out_.clear();
   write_blocked_ = false;
-  polled_events_ = 0;
 }
 
 void Connection::FailCalls(const absl::Status& why) {
@@ -553,6 +797,7 @@ void Connection::FailCalls(const absl::Status& why) {
   {
     absl::MutexLock lock(&mutex_);
     in_flight.swap(in_flight_);
+    prompt_ = due_ = 0;
   }
   std::deque<std::unique_ptr<Call>> waiting = std::move(waiting_);
   waiting_.clear();

@@ -4,8 +4,14 @@
 // Not hiredis' asynchronous context: that one asserts what a server may say, and a server that
 // answers garbage must not end the process.
 //
-// Thread safety: everything happens on the loop's thread, but for SendDirectly. A connection must
-// be stopped, and the loop run until its handles are closed, before it is destroyed.
+// A thread that is going to wait for its answer anyway may send its call and read the reply itself
+// (SendDirectly, BlockedThread): the connection is *lent* to it, and the loop does not watch the
+// socket meanwhile. As long as such threads come one after another it stays lent, so that the loop
+// is not disturbed at all; whoever sends a call that nobody waits for takes it back.
+//
+// Thread safety: everything happens on the loop's thread, but for SendDirectly, Fetch and
+// EndFetching. A connection must be stopped, and the loop run until its handles are closed, before
+// it is destroyed.
 #ifndef LATCHKEY_BACKENDS_REDIS_CONNECTION_H_
 #define LATCHKEY_BACKENDS_REDIS_CONNECTION_H_
 
@@ -26,6 +32,7 @@
 #include "absl/time/time.h"
 #include "hiredis/hiredis.h"
 #include "latchkey/backends/redis/redis_url.h"
+#include "latchkey/core/blocked_thread.h"
 #include "latchkey/core/lock_error.h"
 
 namespace latchkey::redis {
@@ -40,11 +47,14 @@ class Call {
   // Appends the command, encoded.
   virtual void AppendTo(std::string& out) = 0;
   virtual Next OnReply(const redisReply& reply) = 0;
+  // The same on another thread than the loop's. False: nothing was done, since this reply needs the
+  // loop's thread; it is given to OnReply there.
+  virtual bool OnReplyElsewhere(const redisReply& reply) = 0;
   // `sent`: the server may have executed it, or may still.
   virtual void OnFailure(bool sent, const absl::Status& why) = 0;
 };
 
-class Connection {
+class Connection : public AnswerSource {
  public:
   class Listener {
    public:
@@ -55,6 +65,8 @@ class Connection {
     virtual void OnDown(Connection& connection, const absl::Status& why) = 0;
     // A message on the channel that it subscribes to.
     virtual void OnMessage(std::string_view message) = 0;
+    // On any thread: there is something to be done; call Flush on the loop's thread.
+    virtual void OnWork() = 0;
   };
 
   struct Settings {
@@ -73,7 +85,7 @@ class Connection {
   Connection(uv_loop_t* loop, Settings settings, Listener& listener);
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
-  ~Connection();
+  ~Connection() override;
 
   void Start();
   // Fails what is left, and closes everything for good.
@@ -85,13 +97,21 @@ class Connection {
   void Flush() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // For any thread: writes the call to the socket if nothing is in the way, which saves waking the
-  // loop's thread. The reply comes to that one, as always.
-  enum class Direct {
-    kSent,        // `call` was taken,
-    kSentInPart,  // and Flush must be called on the loop's thread.
-    kRefused,     // `call` was left alone: use Send.
+  // loop's thread. The reply comes to that one, unless the connection was lent.
+  struct Direct {
+    bool sent = false;    // `call` was taken; if false it was left alone: use Send.
+    uint64_t loan = 0;    // Not 0: lent to `caller`, who is to expect the reply,
+    int descriptor = -1;  // from here.
   };
-  Direct SendDirectly(std::unique_ptr<Call>& call) ABSL_LOCKS_EXCLUDED(mutex_);
+  // `caller`: this very thread, if it will wait for the reply; else null.
+  Direct SendDirectly(std::unique_ptr<Call>& call, const BlockedThread* caller)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // For the thread that it was lent to.
+  bool Fetch(uint64_t loan) override ABSL_LOCKS_EXCLUDED(context_mutex_, mutex_);
+  void EndFetching(uint64_t loan) override ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // From now on it is not lent any more.
+  void StopLending() ABSL_LOCKS_EXCLUDED(mutex_);
 
   bool ready() const { return state_ == State::kReady; }
   size_t calls_in_flight() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -101,23 +121,43 @@ class Connection {
   struct InFlight {
     std::unique_ptr<Call> call;
     uint64_t sent_ms;
+    uint64_t loan = 0;  // By whom it was sent, if that thread reads the reply: see loan_.
+  };
+  struct FreeReply {
+    void operator()(redisReply* reply) const { freeReplyObject(reply); }
+  };
+  using Reply = std::unique_ptr<redisReply, FreeReply>;
+  struct Answered {
+    std::unique_ptr<Call> call;  // Null: to nothing that was asked.
+    Reply reply;
   };
   struct Poll;       // The loop's handle for one socket.
   struct Resolving;  // A look-up of a name that is under way.
 
   void Connect();
   void ConnectTo(const std::string& host);
-  void OnPoll(int status, int events);
+  void OnPoll();
   void OnConnected();
   void StepTls();
   void Greet();
   void OnGreetingReply(const redisReply& reply);
   void BecomeReady();
-  void Read();
-  void ReadReplies();
+  void Read() ABSL_LOCKS_EXCLUDED(context_mutex_, mutex_);
+  void ReadReplies() ABSL_LOCKS_EXCLUDED(context_mutex_, mutex_);
+  // What another thread has read and left to this one.
+  void HandleAnswered() ABSL_LOCKS_EXCLUDED(mutex_);
   void Handle(const redisReply& reply);
-  void Write();
-  void UpdatePoll();
+  void HandleAnswer(std::unique_ptr<Call> call, const redisReply& reply);
+  void Write() ABSL_LOCKS_EXCLUDED(context_mutex_, mutex_);
+  bool WatchSocket() ABSL_LOCKS_EXCLUDED(mutex_);
+  InFlight TakeOldest() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void UpdatePoll() ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnLoanTimer() ABSL_LOCKS_EXCLUDED(mutex_);
+  void StartLoanTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Makes the loop read the socket, or let it alone.
+  void TakeBack() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Lend() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetWatched() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnTimer();
   void ArmCommandTimer();
   // Lets other threads write, if there is nothing left to be written before.
@@ -141,7 +181,6 @@ class Connection {
   SSL* ssl_ = nullptr;  // Owned by context_ once TLS has begun.
   Poll* poll_ = nullptr;
   Resolving* resolving_ = nullptr;
-  int polled_events_ = 0;
   bool write_blocked_ = false;
   uv_timer_t deadline_timer_;          // Connecting, or the oldest call.
   uv_timer_t reconnect_timer_;         // The next attempt, or the next ping.
@@ -151,12 +190,40 @@ class Connection {
   std::deque<std::unique_ptr<Call>> waiting_;
   absl::BitGen random_;
 
+  // Held while the buffers of context_ are used, and when it goes. Before mutex_.
+  absl::Mutex context_mutex_;
+  redisContext* lent_context_ ABSL_GUARDED_BY(context_mutex_) =
+      nullptr;  // For Fetch; null: not now.
+
   mutable absl::Mutex mutex_;
   std::deque<InFlight> in_flight_ ABSL_GUARDED_BY(mutex_);  // In the order of their bytes.
   // Where other threads may write; -1: nowhere. Then and only then the loop's thread has something
   // of its own to write, or the socket may go.
   int direct_fd_ ABSL_GUARDED_BY(mutex_) = -1;
   std::string left_over_ ABSL_GUARDED_BY(mutex_);  // What the socket did not take at once.
+
+  // The loop watches this epoll instance, and it the socket and the timer below, so that any thread
+  // can decide whether the loop's is to be woken. -1: there is no socket.
+  int watch_fd_ ABSL_GUARDED_BY(mutex_) = -1;
+  int socket_fd_ ABSL_GUARDED_BY(mutex_) = -1;
+  bool lending_ ABSL_GUARDED_BY(mutex_) = true;     // False: never again.
+  bool lent_ ABSL_GUARDED_BY(mutex_) = false;       // The loop does not watch for input.
+  bool wants_out_ ABSL_GUARDED_BY(mutex_) = false;  // It waits until it can write.
+  uint32_t watched_ ABSL_GUARDED_BY(mutex_) = 0;    // The epoll events that it gets.
+  // To whom it is lent now; null while it is lent: to nobody, though the next one is expected soon.
+  const BlockedThread* borrower_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  uint64_t loan_ ABSL_GUARDED_BY(mutex_) = 0;        // Counts how often it was lent,
+  uint64_t taken_back_ ABSL_GUARDED_BY(mutex_) = 0;  // and up to which it was taken back.
+  size_t due_ ABSL_GUARDED_BY(mutex_) = 0;           // Calls in flight of the borrower,
+  size_t prompt_ ABSL_GUARDED_BY(mutex_) = 0;        // and of nobody who could read the reply.
+  // Looks from time to time whether it still pays to keep it lent.
+  int loan_timer_fd_ ABSL_GUARDED_BY(mutex_) = -1;
+  bool loan_timer_runs_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t loan_at_last_look_ ABSL_GUARDED_BY(mutex_) = 0;
+  // What Fetch has left to the loop's thread.
+  std::deque<Answered> answered_ ABSL_GUARDED_BY(mutex_);
+  bool read_asked_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace latchkey::redis

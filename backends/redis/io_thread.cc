@@ -132,13 +132,17 @@ void IoThread::Close() {
 }
 
 void IoThread::SettleSlowly() {
-  if (under_way_.load(std::memory_order_acquire) > 0) return;
+  if (under_way_ > 0) return;
   absl::MutexLock lock(&mutex_);
   settled_ = true;
 }
 
 void IoThread::AskToSettle() {
-  settle_asked_.store(true, std::memory_order_release);
+  settle_asked_ = true;
+  WakeToSettle();
+}
+
+void IoThread::WakeToSettle() {
   absl::MutexLock lock(&mutex_);
   if (!closing_) wake_();
 }

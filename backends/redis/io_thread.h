@@ -55,7 +55,9 @@ class IoThread : public std::enable_shared_from_this<IoThread> {
     }
     UnderWay(const UnderWay&) = delete;
     UnderWay& operator=(const UnderWay&) = delete;
-    ~UnderWay() { thread_->under_way_.fetch_sub(1, std::memory_order_release); }
+    ~UnderWay() {
+      if (thread_->under_way_.fetch_sub(1) == 1 && thread_->settle_asked_) thread_->WakeToSettle();
+    }
 
    private:
     const std::shared_ptr<IoThread> thread_;
@@ -72,6 +74,8 @@ class IoThread : public std::enable_shared_from_this<IoThread> {
   friend struct IoThreads;
 
   void SettleSlowly() ABSL_LOCKS_EXCLUDED(mutex_);
+  // The end of what was under way may come on any thread.
+  void WakeToSettle() ABSL_LOCKS_EXCLUDED(mutex_);
   bool AwaitOver(absl::Duration most) ABSL_LOCKS_EXCLUDED(mutex_);
   void Join() ABSL_LOCKS_EXCLUDED(mutex_);
   // At the end of the program.

@@ -28,6 +28,7 @@
 #include "latchkey/backends/redis/redis_url.h"
 #include "latchkey/backends/redis/replies.h"
 #include "latchkey/backends/redis/wire.h"
+#include "latchkey/core/blocked_thread.h"
 #include "latchkey/core/lock_error.h"
 
 namespace latchkey {
@@ -78,7 +79,7 @@ struct WatchEntry {
 //
 // Everything but the interface. Owned by the backend, by its own thread, and by nobody else, so
 // that a backend may be destroyed by a callback on that very thread.
-class Core : public Connection::Listener {
+class Core : public Connection::Listener, public std::enable_shared_from_this<Core> {
  public:
   Core(RedisBackendOptions options, RedisAddress address, SSL_CTX* tls);
   Core(const Core&) = delete;
@@ -94,7 +95,9 @@ class Core : public Connection::Listener {
   // does not wait; the end of the program does (io_thread.h).
   void Stop();
 
-  void Submit(size_t connection, std::unique_ptr<Call> call) ABSL_LOCKS_EXCLUDED(mutex_);
+  // `acquisition`: what the call is about.
+  void Submit(size_t connection, std::unique_ptr<Call> call, AcquisitionId acquisition)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   void AddWatch(std::shared_ptr<WatchEntry> watch) ABSL_LOCKS_EXCLUDED(mutex_);
   void CancelWatch(std::shared_ptr<WatchEntry> watch) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -103,6 +106,9 @@ class Core : public Connection::Listener {
   const RedisBackendOptions& options() const { return options_; }
   const std::string& shown_address() const { return shown_address_; }
   const std::string& marker_key() const { return marker_key_; }
+
+  // Whether a release may have to be repeated. Any thread.
+  bool has_suspects() const { return has_suspects_; }
 
   // The rest is for calls, on the I/O thread.
   void RememberSuspect(AcquisitionId acquisition, absl::Duration lease);
@@ -146,6 +152,7 @@ class Core : public Connection::Listener {
   void OnReady(Connection& connection) override;
   void OnDown(Connection& connection, const absl::Status& why) override;
   void OnMessage(std::string_view message) override;
+  void OnWork() override ABSL_LOCKS_EXCLUDED(mutex_);
 
   void Deliver(const std::shared_ptr<WatchEntry>& watch, const WatchEvent& event);
   void Look(const std::shared_ptr<WatchEntry>& watch);
@@ -170,11 +177,13 @@ class Core : public Connection::Listener {
 
   absl::Mutex mutex_;
   std::vector<Task> tasks_ ABSL_GUARDED_BY(mutex_);
-  bool draining_ ABSL_GUARDED_BY(mutex_) = false;  // Tasks are on their way to the connections.
+  size_t calls_posted_ ABSL_GUARDED_BY(mutex_) = 0;  // Those that are not the end of a watch.
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;    // Tasks are on their way to the connections.
   std::vector<std::shared_ptr<WatchEntry>> silent_watches_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;  // The thread takes no more tasks.
-  int settled_ ABSL_GUARDED_BY(mutex_) = 0;     // Connections whose first attempt is over.
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;   // The thread takes no more tasks.
+  bool asleep_ ABSL_GUARDED_BY(mutex_) = false;  // It must not be woken any more.
+  int settled_ ABSL_GUARDED_BY(mutex_) = 0;      // Connections whose first attempt is over.
   absl::Status first_failure_ ABSL_GUARDED_BY(mutex_);
 
   // Of the I/O thread.
@@ -191,6 +200,7 @@ class Core : public Connection::Listener {
   std::multimap<AcquisitionId, std::shared_ptr<WatchEntry>> watches_;
   std::multimap<uint64_t, std::shared_ptr<WatchEntry>> look_at_;  // By the loop's milliseconds.
   absl::flat_hash_map<AcquisitionId, uint64_t> suspects_;         // Until when.
+  std::atomic<bool> has_suspects_ = false;                        // Read by all.
   std::vector<Retry> retries_;
   absl::BitGen random_;
 };
@@ -267,10 +277,16 @@ class ScriptedCall : public Call {
     return Next::kDone;
   }
 
+  bool OnReplyElsewhere(const redisReply& reply) final {
+    return reply.type != REDIS_REPLY_ERROR && SettleElsewhere(reply);
+  }
+
   void OnFailure(bool sent, const absl::Status& why) final { Settle(sent ? Unknown(why) : why); }
 
  protected:
   virtual void Settle(const redisReply& reply) = 0;
+  // False, having done nothing, if it takes the I/O thread.
+  virtual bool SettleElsewhere(const redisReply& reply) = 0;
   virtual void Settle(const absl::Status& failure) = 0;
   // The server answered, with an error.
   virtual void Refused(const absl::Status& failure) { Settle(failure); }
@@ -323,6 +339,16 @@ class ObtainCall final : public ScriptedCall {
     done_(std::move(reply));
   }
 
+  bool SettleElsewhere(const redisReply& raw) override {
+    auto answer = ReadObtainAnswer(raw, acquisition_, lease_);
+    if (!answer) return false;
+    ObtainReply* const reply = std::get_if<ObtainReply>(&*answer);
+    if (reply == nullptr || reply->token == 0) return false;
+    reply->hint = reply->token;
+    done_(std::move(*reply));
+    return true;
+  }
+
   void Settle(const absl::Status& failure) override {
     if (ReasonOf(failure) == Reason::kBackendUnknown) core_.RememberSuspect(acquisition_, lease_);
     core_.ObtainRefused(acquisition_);
@@ -356,6 +382,14 @@ class ReleaseCall final : public ScriptedCall {
     if (done_ != nullptr) done_(*outcome);
   }
 
+  bool SettleElsewhere(const redisReply& raw) override {
+    if (core_.has_suspects() || repeats_ > 0 || done_ == nullptr) return false;
+    const std::optional<ReleaseOutcome> outcome = ReadReleaseAnswer(raw);
+    if (!outcome) return false;
+    done_(*outcome);
+    return true;
+  }
+
   void Settle(const absl::Status& failure) override {
     const bool suspect = done_ != nullptr && core_.TakeSuspect(acquisition_);
     core_.RetryRelease(connection_, script_, Until(), suspect ? kSuspectReleases : repeats_, true);
@@ -386,6 +420,10 @@ class ExtendCall final : public ScriptedCall {
     if (!reply) return done_(Garbled(core_));
     done_(*reply);
   }
+  bool SettleElsewhere(const redisReply& raw) override {
+    Settle(raw);
+    return true;
+  }
   void Settle(const absl::Status& failure) override { done_(failure); }
 
   ExtendCallback done_;
@@ -402,6 +440,10 @@ class ConfirmCall final : public ScriptedCall {
     if (!reply) return done_(Garbled(core_));
     done_(*reply);
   }
+  bool SettleElsewhere(const redisReply& raw) override {
+    Settle(raw);
+    return true;
+  }
   void Settle(const absl::Status& failure) override { done_(failure); }
 
   ConfirmCallback done_;
@@ -417,6 +459,7 @@ class LookCall final : public ScriptedCall {
     // One that is not understood is as good as none, for now.
     core_.LookSettled(watch_, ReadWatchAnswer(raw), true);
   }
+  bool SettleElsewhere(const redisReply&) override { return false; }
   void Settle(const absl::Status&) override { core_.LookSettled(watch_, std::nullopt, false); }
   void Refused(const absl::Status& failure) override { core_.LookRefused(watch_, failure); }
 
@@ -430,6 +473,7 @@ class UnwatchCall final : public ScriptedCall {
 
  private:
   void Settle(const redisReply&) override {}
+  bool SettleElsewhere(const redisReply&) override { return true; }
   void Settle(const absl::Status&) override {}
 };
 
@@ -531,6 +575,7 @@ void Core::Stop() {
 
 void Core::BeginStop() {
   stop_begun_ = true;
+  for (auto& connection : commands_) connection->StopLending();
   // Releases that were handed to us by destructors a moment ago still get their time.
   uv_timer_start(
       &stop_timer_, [](uv_timer_t* timer) { static_cast<Core*>(timer->data)->CloseAll(); },
@@ -542,6 +587,10 @@ void Core::BeginStop() {
 void Core::CloseAll() {
   if (std::exchange(closed_, true)) return;
   thread_->Close();
+  {
+    absl::MutexLock lock(&mutex_);
+    asleep_ = true;
+  }
   retries_.clear();
   look_at_.clear();
   for (auto& connection : commands_) connection->Stop();
@@ -566,6 +615,7 @@ void Core::Post(Task task) {
     if (!ended) {
       // The thread itself looks here before it sleeps.
       wake = tasks_.empty() && !thread_->IsCurrent() && !stopping_;
+      if (task.cancel == nullptr) ++calls_posted_;
       tasks_.push_back(std::move(task));
     }
   }
@@ -576,24 +626,22 @@ void Core::Post(Task task) {
   }
 }
 
-void Core::Submit(size_t connection, std::unique_ptr<Call> call) {
+void Core::Submit(size_t connection, std::unique_ptr<Call> call, AcquisitionId acquisition) {
   if (!thread_->IsCurrent()) {
     bool first;
     {
       absl::MutexLock lock(&mutex_);
-      // What was submitted before goes before.
-      first = tasks_.empty() && !draining_ && !stopping_;
+      // What was submitted before goes before. The end of a watch has no place in that order.
+      first = calls_posted_ == 0 && !draining_ && !stopping_;
     }
     if (first) {
-      switch (commands_[connection]->SendDirectly(call)) {
-        case Connection::Direct::kSent:
-          return;
-        case Connection::Direct::kSentInPart:
-          uv_async_send(&wake_);
-          return;
-        case Connection::Direct::kRefused:
-          break;
+      BlockedThread* const caller = BlockedThread::WaitingFor(acquisition);
+      const Connection::Direct direct = commands_[connection]->SendDirectly(call, caller);
+      if (direct.loan != 0) {
+        caller->Expect({shared_from_this(), commands_[connection].get()}, direct.descriptor,
+                       direct.loan);
       }
+      if (direct.sent) return;
     }
   }
   Post({.connection = connection, .call = std::move(call)});
@@ -630,6 +678,16 @@ void Core::AddSilently(std::vector<std::shared_ptr<WatchEntry>> watches) {
 
 void Core::CancelWatch(std::shared_ptr<WatchEntry> watch) {
   watch->cancelled.store(true, std::memory_order_relaxed);
+  {
+    // Most are not known to the I/O thread by the time their Obtain is answered, and there is no
+    // need to wake it for them.
+    absl::MutexLock lock(&mutex_);
+    const auto found = std::find(silent_watches_.rbegin(), silent_watches_.rend(), watch);
+    if (found != silent_watches_.rend()) {
+      silent_watches_.erase(std::next(found).base());
+      return;
+    }
+  }
   Post({.cancel = std::move(watch)});
 }
 
@@ -642,8 +700,8 @@ void Core::Drain() {
     absl::MutexLock lock(&mutex_);
     tasks.swap(tasks_);
     silent.swap(silent_watches_);  // In one go: the end of one must not come before it.
-    draining_ = std::any_of(tasks.begin(), tasks.end(),
-                            [](const Task& task) { return task.cancel == nullptr; });
+    draining_ = calls_posted_ > 0;
+    calls_posted_ = 0;
     stopping = stopping_;
   }
   AddSilently(std::move(silent));
@@ -708,6 +766,11 @@ void Core::OnReady(Connection& connection) {
   }
 }
 
+void Core::OnWork() {
+  absl::MutexLock lock(&mutex_);
+  if (!asleep_) uv_async_send(&wake_);
+}
+
 void Core::OnDown(Connection&, const absl::Status& why) {
   absl::MutexLock lock(&mutex_);
   if (first_failure_.ok()) first_failure_ = why;
@@ -721,6 +784,7 @@ void Core::RememberSuspect(AcquisitionId acquisition, absl::Duration lease) {
     absl::erase_if(suspects_, [now](const auto& suspect) { return suspect.second <= now; });
     if (suspects_.size() >= kMaxSuspects) return;
   }
+  has_suspects_ = true;
   suspects_[acquisition] = now + static_cast<uint64_t>(absl::ToInt64Milliseconds(lease));
 }
 
@@ -730,6 +794,7 @@ bool Core::TakeSuspect(AcquisitionId acquisition) {
   if (found == suspects_.end()) return false;
   const bool live = found->second > NowMs();
   suspects_.erase(found);
+  has_suspects_ = !suspects_.empty();
   return live;
 }
 
@@ -1045,8 +1110,10 @@ class RedisBackend final : public LockingProtocol {
     // In whole milliseconds, so that the servers of a quorum nearly always hear the same.
     const int64_t proposal = absl::ToUnixMillis(absl::Now()) * 1000;
     ScriptCall script = core_->calls().Obtain(request, proposal);
-    core_->Submit(connection, std::make_unique<ObtainCall>(*core_, std::move(script), acquisition,
-                                                           request.lease, std::move(done)));
+    core_->Submit(connection,
+                  std::make_unique<ObtainCall>(*core_, std::move(script), acquisition,
+                                               request.lease, std::move(done)),
+                  acquisition);
   }
 
   void Release(const HoldRef& hold, ReleaseCallback done) override {
@@ -1055,7 +1122,8 @@ class RedisBackend final : public LockingProtocol {
     core_->Submit(connection,
                   std::make_unique<ReleaseCall>(
                       *core_, core_->calls().Release(hold.resource.bytes(), hold.acquisition),
-                      hold.acquisition, connection, 0, 0, std::move(done)));
+                      hold.acquisition, connection, 0, 0, std::move(done)),
+                  hold.acquisition);
   }
 
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
@@ -1065,7 +1133,8 @@ class RedisBackend final : public LockingProtocol {
     core_->Submit(core_->ConnectionOf(hold.resource.hash()),
                   std::make_unique<ExtendCall>(
                       *core_, core_->calls().Extend(hold.resource.bytes(), hold.acquisition, lease),
-                      std::move(done)));
+                      std::move(done)),
+                  hold.acquisition);
   }
 
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
@@ -1078,7 +1147,8 @@ class RedisBackend final : public LockingProtocol {
         core_->ConnectionOf(hold.resource.hash()),
         std::make_unique<ConfirmCall>(
             *core_, core_->calls().Confirm(hold.resource.bytes(), hold.acquisition, token),
-            std::move(done)));
+            std::move(done)),
+        hold.acquisition);
   }
 
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {

@@ -1,7 +1,7 @@
-// Blocker is how a blocked Acquire waits: for its result, or for a nudge to try for itself.
+// Blocker is how a blocking call waits: for its result, or for a nudge to try for itself.
 //
-// Thread safety: Wait and Spin by one thread, the rest by any. The blocker may be destroyed as soon
-// as Wait has said kReady.
+// Thread safety: SetReady and Nudge by any thread, the rest by one. The blocker may be destroyed as
+// soon as Wait has said kReady.
 #ifndef LATCHKEY_CORE_INTERNAL_BLOCKER_H_
 #define LATCHKEY_CORE_INTERNAL_BLOCKER_H_
 
@@ -68,6 +68,24 @@ class Blocker {
     }
   }
 
+  bool IsReady() const { return (bits_.load(std::memory_order_acquire) & kReadyBit) != 0; }
+
+  // Between these two the thread waits in poll() instead, and `bell`, an eventfd of its own, is
+  // readable when there is something to wake for. Both say whether there is nothing yet. If
+  // BeginPolling says that there is, EndPolling must not be called.
+  bool BeginPolling(int bell) {
+    int none = 0;
+    return bits_.compare_exchange_strong(none, bell << kBellShift | kPollingBit,
+                                         std::memory_order_acq_rel);
+  }
+  bool EndPolling(int bell) {
+    const int bits = bits_.fetch_and(kReadyBit | kNudgedBit, std::memory_order_acq_rel);
+    if ((bits & (kReadyBit | kNudgedBit)) == 0) return true;
+    // It was rung, or is about to be: nobody may ring when the thread, and its bell, are gone.
+    HearRing(bell);
+    return false;
+  }
+
   // After this, the blocker may be gone.
   void SetReady() { Set(kReadyBit); }
   // Only while something else keeps the blocker from becoming ready.
@@ -76,12 +94,22 @@ class Blocker {
  private:
   static constexpr int kReadyBit = 1;
   static constexpr int kNudgedBit = 2;
+  static constexpr int kPollingBit = 4;
+  static constexpr int kBellShift = 3;
   static constexpr int kSpins = 50;
 
   void Set(int bit) {
     // Waking looks at the address only, so it does not matter if the waiter has left by then.
-    if (bits_.fetch_or(bit, std::memory_order_acq_rel) == 0) bits_.notify_one();
+    const int before = bits_.fetch_or(bit, std::memory_order_acq_rel);
+    if (before == 0) {
+      bits_.notify_one();
+    } else if ((before & kPollingBit) != 0 && (before & (kReadyBit | kNudgedBit)) == 0) {
+      Ring(before >> kBellShift);
+    }
   }
+
+  static void Ring(int bell);
+  static void HearRing(int bell);
 
   std::atomic<int> bits_ = 0;
 };

@@ -9,6 +9,7 @@
 
 #include "absl/base/attributes.h"
 #include "absl/strings/str_cat.h"
+#include "latchkey/core/blocked_thread.h"
 #include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/set_request.h"
@@ -490,6 +491,8 @@ absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const Resource
                                                 AcquisitionId id, std::optional<ObtainReply> first,
                                                 absl::Time asked_at) {
   Blocker blocker;
+  std::optional<BlockedThread> fetcher;
+  if (!capabilities_.answers_at_once) fetcher.emplace(id);
   absl::StatusOr<Lock> result = absl::StatusOr<Lock>(Lock());
   const RefPtr<Waiter> waiter = Waiter::New(&shard, resource, plan, options,
                                             [&blocker, &result](absl::StatusOr<Lock> outcome) {
@@ -501,6 +504,7 @@ absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const Resource
   if (barging_ && capabilities_.answers_at_once) waiter->blocker = &blocker;
   waiter->asked_at = asked_at;
   Enqueue(waiter, options, std::move(first));
+  if (fetcher) fetcher->Await(blocker);
   while (blocker.Wait() == Blocker::kNudged) Compete(waiter);
   return result;
 }
@@ -610,11 +614,14 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
 
   // The answer may come after this call has returned, if it is given up.
   struct Shared : RefCounted<Shared> {
+    Blocker blocker;
     absl::Mutex mu;
     std::optional<absl::StatusOr<ObtainReply>> answer ABSL_GUARDED_BY(mu);
     bool abandoned ABSL_GUARDED_BY(mu) = false;
   };
   const auto shared = RefPtr<Shared>::Adopt(new Shared);
+  std::optional<BlockedThread> fetcher;
+  if (!CallbackScope::Active()) fetcher.emplace(id);
   backend_->Obtain(RequestOf(resource, id, plan), [shared, backend = backend_, id,
                                                    name = std::string(resource.bytes())](
                                                       absl::StatusOr<ObtainReply> reply) {
@@ -622,6 +629,7 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
       absl::MutexLock lock(&shared->mu);
       if (!shared->abandoned) {
         shared->answer = std::move(reply);
+        shared->blocker.SetReady();
         return;
       }
     }
@@ -629,19 +637,19 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
       backend->Release({ResourceName(name), id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
     }
   });
+  if (!shared->blocker.IsReady()) {
+    if (fetcher) {
+      fetcher->Await(shared->blocker);
+      shared->blocker.Wait();
+    } else {
+      absl::MutexLock lock(&shared->mu);
+      shared->abandoned = !shared->answer.has_value();
+      if (shared->abandoned) return WouldBlockError("TryAcquire()", ResourceForMessage(resource));
+    }
+  }
   absl::StatusOr<ObtainReply> answer = absl::StatusOr<ObtainReply>(ObtainReply());
   {
     absl::MutexLock lock(&shared->mu);
-    const auto answered = [&shared]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(shared->mu) {
-      return shared->answer.has_value();
-    };
-    if (!answered()) {
-      if (CallbackScope::Active()) {
-        shared->abandoned = true;
-        return WouldBlockError("TryAcquire()", ResourceForMessage(resource));
-      }
-      shared->mu.Await(absl::Condition(&answered));
-    }
     answer = *std::move(shared->answer);
   }
   if (!answer.ok()) {
