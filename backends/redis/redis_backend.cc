@@ -1108,7 +1108,9 @@ class RedisBackend final : public LockingProtocol {
     const AcquisitionId acquisition = request.acquisition;
     const size_t connection = core_->ConnectionOf(request.resource.hash());
     // In whole milliseconds, so that the servers of a quorum nearly always hear the same.
-    const int64_t proposal = absl::ToUnixMillis(absl::Now()) * 1000;
+    // One server needs no agreement: there tokens follow its own clock alone, also when a record is
+    // lost.
+    const int64_t proposal = request.reads_fence_back ? absl::ToUnixMillis(absl::Now()) * 1000 : 0;
     ScriptCall script = core_->calls().Obtain(request, proposal);
     core_->Submit(connection,
                   std::make_unique<ObtainCall>(*core_, std::move(script), acquisition,
