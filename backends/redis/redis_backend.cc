@@ -123,6 +123,8 @@ class Core : public Connection::Listener, public std::enable_shared_from_this<Co
   void LookRefused(const std::shared_ptr<WatchEntry>& watch, absl::Status why);
   // An Obtain was not granted: who watches has to wait.
   void ObtainRefused(AcquisitionId acquisition);
+  // It was granted, and with that the server has ended the acquisition's registration as a waiter.
+  void ObtainGranted(AcquisitionId acquisition);
   // Why the server registers none of its watches; OK if it does, or has not been asked yet.
   absl::Status WhyItCannotWait(AcquisitionId acquisition) const;
   uint64_t NowMs() const { return uv_now(&loop_); }
@@ -330,7 +332,11 @@ class ObtainCall final : public ScriptedCall {
     reply.hint = reply.token;
     absl::Status unheard = absl::OkStatus();
     if (reply.outcome == ObtainOutcome::kDenied) unheard = core_.WhyItCannotWait(acquisition_);
-    if (reply.token == 0) core_.ObtainRefused(acquisition_);
+    if (reply.token == 0) {
+      core_.ObtainRefused(acquisition_);
+    } else {
+      core_.ObtainGranted(acquisition_);
+    }
     if (!unheard.ok()) {
       return done_(BackendUnavailableError(
           absl::StrCat("held by ", OwnerForMessage(reply.other_owner), " with priority ",
@@ -921,6 +927,14 @@ void Core::ObtainRefused(AcquisitionId acquisition) {
   for (auto it = begin; it != end; ++it) {
     // What the server could not register may have been mended since.
     if (it->second->awaits_answer || !it->second->refused.ok()) Look(it->second);
+  }
+}
+
+void Core::ObtainGranted(AcquisitionId acquisition) {
+  auto [begin, end] = watches_.equal_range(acquisition);
+  for (auto it = begin; it != end; ++it) {
+    // A look that is under way may register it again, if the hold has ended meanwhile.
+    if (!it->second->looking) it->second->waits = false;
   }
 }
 

@@ -102,7 +102,7 @@ until true
 if grants then
   if successor and successor ~= acquisition then tell(successor_client, 'D' .. successor) end
   local lease = tonumber(ARGV[3])
-  fence, deadline = next_token(fence), now + lease
+  fence, deadline = proposed > fence and proposed or fence + 1, now + lease
   handles = 'h' .. acquisition .. ':' .. sub(ARGV[2], 1, 16)
   holder, successor = sub(ARGV[2], 17), false
   changed, freed, forgets = true, false, true

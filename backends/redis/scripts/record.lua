@@ -35,7 +35,7 @@ local call, sub = redis.call, string.sub
 local SLACK = 10000000  -- How far a proposed token may be from the server's clock: 10 s.
 local HANDLE = 50
 
-local v = call('HMGET', K, 's', 'h', 'hh', 'sa', 'si', 'w:' .. acquisition)
+local v = call('HMGET', K, 's', 'h', 'w:' .. acquisition)
 local fence, kept, deadline, first_handle = 0, 0, 0
 local waiting, list_kept, registered, more = 0, 0, 0, 0
 if v[1] then
@@ -47,19 +47,20 @@ end
 local handles, holder = false
 if deadline > 0 then
   handles, holder = 'h' .. first_handle .. ':' .. sub(v[2], 1, 16), sub(v[2], 17)
-  if more >= 2 then handles = handles .. v[3] end
+  if more >= 2 then handles = handles .. call('HGET', K, 'hh') end
 end
 local successor, successor_client, successor_deadline, grace_end = false
 local successor_priority, successor_owner, nominated
 if more % 2 == 1 then
-  local info = v[5]
-  successor, successor_client = sub(v[4], 1, 32), sub(v[4], 33)
+  local w = call('HMGET', K, 'sa', 'si')
+  local info = w[2]
+  successor, successor_client = sub(w[1], 1, 32), sub(w[1], 33)
   successor_deadline, grace_end = struct.unpack('<dd', info)
   if grace_end == 0 then grace_end = nil end
   nominated, successor_priority, successor_owner =
       sub(info, 17, 17), sub(info, 18, 37), sub(info, 38)
 end
-local waiter = v[6]  -- This acquisition's own registration.
+local waiter = v[3]  -- This acquisition's own registration.
 
 -- For wake.lua and store.lua.
 local stored_handles, stored_holder, stored_successor = handles, holder, successor

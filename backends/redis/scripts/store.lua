@@ -1,15 +1,8 @@
 -- What every step ends with: it stores what changed and tells those concerned. Invariants: the
 -- record outlives every deadline in it and the waiting list, and the fence by SLACK, from when on
 -- the clock alone makes tokens larger (see obtain_free.lua). If the first write is refused (no
--- memory, read-only), nothing has been written. A full server refuses HSET and ZADD, but only as a
--- script's first write: so whatever a release may write begins with a removal.
+-- memory, read-only), nothing has been written.
 if changed then
-  if stored_handles and (not handles or #handles < #stored_handles) then
-    call('HDEL', K, 'hh')
-  elseif stored_successor and not successor and handles == stored_handles then
-    call('HDEL', K, 'sa')
-  end
-
   -- The record is kept for longer than it must, so that not every step has to say for how long: for
   -- 20 s, and once it is free for up to a minute.
   local keep = kept
@@ -55,7 +48,7 @@ if changed then
     s = s .. struct.pack('<dddB', waiting, list_kept, registered, more)
   end
   fields[2] = s
-  if waiter ~= v[6] then
+  if waiter ~= v[3] then
     fields[n + 1], fields[n + 2] = 'w:' .. acquisition, waiter
     n = n + 2
   end
@@ -63,7 +56,17 @@ if changed then
     fields[n + 1], fields[n + 2] =
         'w:' .. woken, sub(woken_entry, 1, 8) .. '1' .. sub(woken_entry, 10)
   end
-  call('HSET', K, unpack(fields))
+  local stored = redis.pcall('HSET', K, unpack(fields))
+  if type(stored) ~= 'number' then
+    -- A full server refuses HSET and ZADD, but only as a script's first write. Giving something up
+    -- must not fail for that, so here a removal comes first, of a field that no record has.
+    if not (stored_handles and (not handles or #handles < #stored_handles)) and
+       not (stored_successor and not successor and handles == stored_handles) then
+      return stored
+    end
+    call('HDEL', K, '-')
+    call('HSET', K, unpack(fields))
+  end
   if keep ~= kept then call('PEXPIRE', K, math.ceil((keep - now) / 1000) + 1000) end
 end
 

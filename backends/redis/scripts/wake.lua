@@ -10,10 +10,10 @@
 -- leaving.
 if forgets and waiter then
   call('HDEL', K, 'w:' .. acquisition)
-  if redis.pcall('ZREM', K .. ':waiting', sub(waiter, 10, 45) .. acquisition) == 1 then
+  if redis.pcall('ZREM', K .. ':waiting', sub(waiter, 10, 41) .. acquisition) == 1 then
     waiting = waiting - 1
   end
-  waiter, changed = v[6], true
+  waiter, changed = v[3], true
 end
 
 local woken, woken_entry
@@ -26,12 +26,12 @@ elseif freed and not handles and waiting > 0 then
     local found = redis.pcall('ZRANGE', W, place, place + 1)  -- Nothing in an error.
     local entries
     if found[2] then
-      entries = call('HMGET', K, 'w:' .. sub(found[1], 37), 'w:' .. sub(found[2], 37))
+      entries = call('HMGET', K, 'w:' .. sub(found[1], 33), 'w:' .. sub(found[2], 33))
     elseif found[1] then
-      entries = {call('HGET', K, 'w:' .. sub(found[1], 37))}
+      entries = {call('HGET', K, 'w:' .. sub(found[1], 33))}
     end
     for i = 1, #found do
-      local a, entry = sub(found[i], 37), entries[i]
+      local a, entry = sub(found[i], 33), entries[i]
       if a == acquisition then entry = waiter end
       if not entry or struct.unpack('<d', entry) <= now then
         call('HDEL', K, 'w:' .. a)
@@ -50,17 +50,17 @@ elseif freed and not handles and waiting > 0 then
   until after or #found < 2
   if not woken then woken, woken_entry = silent, silent_entry end
   if woken then
-    local client, reservation = sub(woken_entry, 46, 61), sub(woken_entry, 62, 77)
+    local client, reservation = sub(woken_entry, 42, 57), sub(woken_entry, 58, 73)
     changed = true
-    if sub(woken_entry, 78, 78) == '0' then
+    if sub(woken_entry, 74, 74) == '0' then
       successor, successor_client = woken, client
-      successor_priority, successor_owner = sub(woken_entry, 79, 98), sub(woken_entry, 99)
+      successor_priority, successor_owner = sub(woken_entry, 75, 94), sub(woken_entry, 95)
       successor_deadline, grace_end, nominated = now + reservation, nil, '1'
       successor_changed = true
     end
     if woken ~= acquisition then tell(client, 'H' .. woken .. freed) end
     if after then
-      tell(sub(after_entry, 46, 61),
+      tell(sub(after_entry, 42, 57),
            string.format('L%s %.0f', after, tonumber(reservation)))
     end
   else

@@ -4,9 +4,10 @@
 --
 -- A waiter's entry (field w:ACQUISITION):
 --     1 deadline, '<d'     9 '1' if woken and it has not asked since     10 order of priority (2^64
---     - 1 - priority), 20     30 number of registration, 16     46 client, 16     62 reservation
---     lease, 16     78 barging ('1'/'0')     79 priority, 20     99 owner
--- Its member of the waiting list, a sorted set, is the order, the number and the acquisition.
+--     - 1 - priority), 20     30 number of registration, 12     42 client, 16     58 reservation
+--     lease, 16     74 barging ('1'/'0')     75 priority, 20     95 owner
+-- Its member of the waiting list, a sorted set, is the order, the number and the acquisition: with 64
+-- bytes a short list is still one small block.
 --
 -- ARGV: 2 a waiter's entry from the client on; '' of a holder   3 order of priority
 -- 4 registration lease   5 whose place to take, if anybody's
@@ -28,18 +29,18 @@ else
   local priority = sub(wish, 34, 53)
   local number
   local silent, forgotten = '0', {}
-  if waiter and sub(waiter, 79, 98) == priority and struct.unpack('<d', waiter) > now then
-    number, silent = sub(waiter, 30, 45), sub(waiter, 9, 9)
+  if waiter and sub(waiter, 75, 94) == priority and struct.unpack('<d', waiter) > now then
+    number, silent = sub(waiter, 30, 41), sub(waiter, 9, 9)
   elseif waiter then
-    forgotten[1] = sub(waiter, 10, 45) .. acquisition
+    forgotten[1] = sub(waiter, 10, 41) .. acquisition
   end
   local predecessor = ARGV[5]
   if predecessor and predecessor ~= acquisition then
     local old = call('HGET', K, 'w:' .. predecessor)
-    if old and struct.unpack('<d', old) > now and sub(old, 79, 98) == priority then
-      if number then forgotten[1] = sub(waiter, 10, 45) .. acquisition end
-      number, silent = sub(old, 30, 45), '0'
-      forgotten[#forgotten + 1] = sub(old, 10, 45) .. predecessor
+    if old and struct.unpack('<d', old) > now and sub(old, 75, 94) == priority then
+      if number then forgotten[1] = sub(waiter, 10, 41) .. acquisition end
+      number, silent = sub(old, 30, 41), '0'
+      forgotten[#forgotten + 1] = sub(old, 10, 41) .. predecessor
     else
       predecessor = nil
     end
@@ -51,7 +52,7 @@ else
   end
   if not number then
     registered = registered + 1
-    number = string.format('%016.0f', registered)
+    number = string.format('%012.0f', registered)
   end
   local place = ARGV[3] .. number
 
@@ -86,7 +87,7 @@ else
   first = waiting == 1
   while not first do
     local member = call('ZRANGE', W, 0, 0)[1]
-    local a = sub(member, 37)
+    local a = sub(member, 33)
     local entry = a == acquisition and waiter or call('HGET', K, 'w:' .. a)
     if entry and struct.unpack('<d', entry) > now then
       first = a == acquisition
