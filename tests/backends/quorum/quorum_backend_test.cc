@@ -54,7 +54,9 @@ class Server final : public LockingProtocol {
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
     return inner_->Watch(request, std::move(on_event));
   }
-  const BackendCapabilities& capabilities() const override { return inner_->capabilities(); }
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+  // Before the quorum is made.
+  BackendCapabilities& describe() { return capabilities_; }
 
   void Answer() {
     mode = Mode::kWorks;
@@ -136,6 +138,7 @@ class Server final : public LockingProtocol {
 
   // One shard, so that one counter makes all tokens.
   std::shared_ptr<LockingProtocol> inner_ = NewMemoryBackend({.shards = 1});
+  BackendCapabilities capabilities_ = inner_->capabilities();
   std::deque<absl::AnyInvocable<void()>> held_;
   bool lost_ = false;
 };
@@ -184,6 +187,24 @@ TEST(QuorumBackendTest, NeedsProtocolsThatAreThereDifferentAndAbleToConfirm) {
   EXPECT_EQ(ReasonOf(NewQuorumBackend({one, nullptr}).status()), Reason::kInvalidArgument);
   EXPECT_EQ(ReasonOf(NewQuorumBackend({one, one}).status()), Reason::kInvalidArgument);
   EXPECT_TRUE(NewQuorumBackend({one}).ok());
+}
+
+TEST(QuorumBackendTest, PromisesWhatTheLeastOfItsServersDoes) {
+  const auto one = std::make_shared<Server>();
+  const auto two = std::make_shared<Server>();
+  one->describe().clock_drift = 0.02;
+  one->describe().max_lease = absl::Seconds(20);
+  two->describe().lease_margin = absl::Milliseconds(30);
+  two->describe().default_lease = absl::Seconds(10);
+  two->describe().infinite_lease = false;
+  two->describe().forced_handover = false;
+  const BackendCapabilities common = (*NewQuorumBackend({one, two}))->capabilities();
+  EXPECT_EQ(common.clock_drift, 0.02);
+  EXPECT_EQ(common.lease_margin, absl::Milliseconds(30));
+  EXPECT_EQ(common.max_lease, absl::Seconds(20));
+  EXPECT_EQ(common.default_lease, absl::Seconds(10));
+  EXPECT_FALSE(common.infinite_lease);
+  EXPECT_FALSE(common.forced_handover);
 }
 
 TEST(QuorumBackendTest, DoesNotClaimToAnswerAtOnce) {
@@ -360,6 +381,24 @@ absl::StatusOr<ExtendReply> Extend(LockingProtocol& backend, AcquisitionId id) {
   return Await<ExtendReply>([&](auto done) {
     backend.Extend({.resource = "r", .acquisition = id}, absl::Hours(2), std::move(done));
   });
+}
+
+TEST(QuorumBackendTest, AnExtensionLastsAsLongAsOnTheLastServerOfTheMajority) {
+  Cluster cluster(5);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*cluster.quorum, Request(a)).IgnoreError();
+  for (int i : {3, 4}) cluster.servers[i]->mode = Server::Mode::kDown;
+  EXPECT_GT(Extend(*cluster.quorum, a)->remaining, absl::Minutes(100));
+  // Without the first server the fourth is needed, which has only heard of the hour.
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  for (int i : {3, 4}) cluster.servers[i]->mode = Server::Mode::kWorks;
+  const auto extended = Await<ExtendReply>([&](auto done) {
+    cluster.quorum->Extend({.resource = "r", .acquisition = a}, absl::Minutes(1), std::move(done));
+  });
+  ASSERT_TRUE(extended.ok()) << extended.status();
+  EXPECT_EQ(extended->outcome, ExtendOutcome::kExtended);
+  EXPECT_LE(extended->remaining, absl::Hours(1));
+  EXPECT_GT(extended->remaining, absl::Minutes(30));
 }
 
 TEST(QuorumBackendTest, AServerThatExtendsCountsWhateverBecameOfItsConfirmation) {

@@ -481,6 +481,49 @@ TEST(QuorumReleaseTest, AnObtainThatIsOvertakenByItsReleaseLeavesNothingBehind) 
   EXPECT_FALSE(held);
 }
 
+TEST(QuorumValidityTest, AHoldIsCountedFromWhenItWasAskedForAndIsOverWithTheMajority) {
+  SimulatedClock clock;
+  std::vector<std::shared_ptr<Server>> servers;
+  std::vector<std::shared_ptr<Gate>> gates;
+  for (int i = 0; i < 3; ++i) {
+    servers.push_back(std::make_shared<Server>(clock));
+    gates.push_back(std::make_shared<Gate>(servers.back()));
+  }
+  LockManager locks = *LockManager::Create(
+      *NewQuorumBackend({gates.begin(), gates.end()}, {.clock = &clock}), {.clock = &clock});
+  // The second server is slow, and the third is never heard of.
+  gates[1]->CloseAfter(0);
+  gates[2]->CloseAfter(0);
+  std::optional<absl::StatusOr<Lock>> got;
+  locks.AcquireAsync("r", {.lease = absl::Seconds(5), .auto_renew = false},
+                     [&](absl::StatusOr<Lock> lock) { got = std::move(lock); });
+  clock.AdvanceBy(absl::Seconds(2));
+  ASSERT_FALSE(got);
+  gates[1]->Open();
+  ASSERT_TRUE(got && got->ok());
+  const absl::Duration margin = absl::Milliseconds(1);
+  EXPECT_EQ((*got)->remaining(), absl::Seconds(3) - margin)
+      << "on the second server it lasts for 5 s from now, but that is not known";
+  std::vector<LockState> told;
+  (*got)->OnLost([&told](LockState state) { told.push_back(state); });
+  clock.AdvanceBy(absl::Seconds(3) - margin - absl::Nanoseconds(1));
+  EXPECT_TRUE((*got)->IsHeld());
+  EXPECT_TRUE(told.empty());
+  clock.AdvanceBy(absl::Nanoseconds(1));
+  EXPECT_EQ(told, std::vector<LockState>{LockState::kExpired});
+  got.reset();
+  // An answer that takes as long as the lease is no grant: it asks anew.
+  for (int i : {0, 1}) gates[i]->CloseAfter(0);
+  locks.AcquireAsync("s", {.lease = absl::Seconds(5), .auto_renew = false},
+                     [&](absl::StatusOr<Lock> lock) { got = std::move(lock); });
+  clock.AdvanceBy(absl::Seconds(5));
+  ASSERT_FALSE(got);
+  for (const auto& gate : gates) gate->Open();
+  while (!got) ASSERT_TRUE(clock.AdvanceToNextTimer());
+  ASSERT_TRUE(got->ok()) << got->status();
+  EXPECT_EQ((*got)->remaining(), absl::Seconds(5) - margin);
+}
+
 // ---- Waiting for the rest of a majority --------------------------------------------------------
 
 // Everybody else: takes whatever is free with low priority, for as long as it may, and never

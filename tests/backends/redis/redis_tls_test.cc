@@ -47,6 +47,15 @@ class Certificates {
   }
 
   std::string Path(std::string_view name) const { return absl::StrCat(folder_, "/", name); }
+  // One with this authority's certificate alone, under the name by which OpenSSL finds it.
+  std::string Folder(std::string_view authority) const {
+    const std::string folder = Path(absl::StrCat(authority, ".folder"));
+    std::filesystem::create_directory(folder);
+    std::filesystem::copy_file(Path(absl::StrCat(authority, ".crt")),
+                               absl::StrCat(folder, "/", authority, ".crt"));
+    Run(absl::StrCat("openssl rehash ", folder));
+    return folder;
+  }
 
  private:
   static void Run(const std::string& command) {
@@ -138,6 +147,45 @@ TEST_F(RedisTlsTest, ACertificateForAnotherNameIsRefused) {
   EXPECT_EQ(ReasonOf(backend.status()), Reason::kBackendUnavailable) << backend.status();
   EXPECT_TRUE(absl::StrContains(backend.status().message(), "hostname mismatch"))
       << backend.status();
+}
+
+TEST_F(RedisTlsTest, TheNameToVerifyMayBeAnotherThanTheHosts) {
+  // A server that is reached by an address, or through a tunnel, under its own name.
+  RedisBackendOptions options = Options("127.0.0.1");
+  options.tls.server_name = "localhost";
+  const auto backend = ConnectRedisBackend(options);
+  EXPECT_TRUE(backend.ok()) << backend.status();
+}
+
+TEST_F(RedisTlsTest, AuthoritiesMayBeAFolder) {
+  RedisBackendOptions options = Options("localhost");
+  options.tls.ca_file = "";
+  options.tls.ca_folder = certificates_.Folder("ca");
+  const auto backend = ConnectRedisBackend(options);
+  EXPECT_TRUE(backend.ok()) << backend.status();
+  options.tls.ca_folder = certificates_.Folder("stranger");
+  EXPECT_EQ(ReasonOf(ConnectRedisBackend(options).status()), Reason::kBackendUnavailable);
+}
+
+TEST_F(RedisTlsTest, AServerThatAsksForACertificateGetsOurs) {
+  ASSERT_EQ(server_.Command({"CONFIG", "SET", "tls-auth-clients", "yes"}), "OK");
+  RedisBackendOptions options = Options("localhost");
+  const absl::Status without = ConnectRedisBackend(options).status();
+  EXPECT_EQ(ReasonOf(without), Reason::kBackendUnavailable) << without;
+  // Any that its authority has signed will do.
+  options.tls.certificate_file = certificates_.Path("server.crt");
+  options.tls.key_file = certificates_.Path("server.key");
+  const auto backend = ConnectRedisBackend(options);
+  EXPECT_TRUE(backend.ok()) << backend.status();
+  options.tls.certificate_file = certificates_.Path("stranger.crt");
+  options.tls.key_file = certificates_.Path("stranger.key");
+  const absl::Status strange = ConnectRedisBackend(options).status();
+  EXPECT_EQ(ReasonOf(strange), Reason::kBackendUnavailable) << strange;
+  // A key of another certificate is a mistake of ours.
+  options.tls.certificate_file = certificates_.Path("server.crt");
+  const absl::Status mixed = ConnectRedisBackend(options).status();
+  EXPECT_EQ(ReasonOf(mixed), Reason::kInvalidArgument) << mixed;
+  EXPECT_TRUE(absl::StrContains(mixed.message(), "tls.key_file")) << mixed;
 }
 
 TEST_F(RedisTlsTest, AServerThatDoesNotSpeakTlsIsRefused) {
