@@ -57,6 +57,9 @@ std::string_view KindOf(const redisReply& reply) {
   return TextOf(*reply.element[0]);
 }
 
+// Its address tells threads apart.
+thread_local const char thread_marker = 0;
+
 class Ping : public Call {
  public:
   void AppendTo(std::string& out) override { out.append(MakeCommand({"PING"})); }
@@ -521,6 +524,7 @@ void Connection::Send(std::unique_ptr<Call> call) {
         direct_fd_ = -1;  // Until this is written.
         in_flight_.push_back({.call = std::move(call), .sent_ms = uv_now(loop_)});
         ++prompt_;
+        last_sender_ = nullptr;
         if (lent_ && borrower_ == nullptr) TakeBack();
       }
       return;
@@ -571,9 +575,10 @@ Connection::Direct Connection::SendDirectly(std::unique_ptr<Call>& call,
   {
     absl::MutexLock lock(&mutex_);
     if (direct_fd_ < 0) return direct;
-    // It reads for everybody, until it has its own.
-    const bool borrows =
-        caller != nullptr && lending_ && (!lent_ || borrower_ == nullptr || borrower_ == caller);
+    // Where several threads take turns, the loop's reads for all of them, in larger bites.
+    const bool again = std::exchange(last_sender_, &thread_marker) == &thread_marker;
+    const bool borrows = caller != nullptr && lending_ && again &&
+                         (!lent_ || borrower_ == nullptr || borrower_ == caller);
     if (borrows && !lent_) Lend();
     if (!borrows && lent_ && borrower_ == nullptr) TakeBack();
     // Under the mutex, so that the order of the calls is that of their bytes, and no reply is

@@ -216,6 +216,8 @@ class Connection : public AnswerSource {
   uint64_t taken_back_ ABSL_GUARDED_BY(mutex_) = 0;  // and up to which it was taken back.
   size_t due_ ABSL_GUARDED_BY(mutex_) = 0;           // Calls in flight of the borrower,
   size_t prompt_ ABSL_GUARDED_BY(mutex_) = 0;        // and of nobody who could read the reply.
+  // The thread that sent last, by an address of its own; null: the loop's.
+  const void* last_sender_ ABSL_GUARDED_BY(mutex_) = nullptr;
   // Looks from time to time whether it still pays to keep it lent.
   int loan_timer_fd_ ABSL_GUARDED_BY(mutex_) = -1;
   bool loan_timer_runs_ ABSL_GUARDED_BY(mutex_) = false;
