@@ -1,12 +1,17 @@
-// A holder is paused for longer than its lease, somebody else takes the lock, and then the first
-// one wakes up and writes. No lock service can stop that write; the store can, because the fencing
-// token that comes with it is smaller than one it has already seen.
+// A process that holds the lock is paused for longer than its lease, another one takes the lock,
+// and then the first one goes on and writes. No lock service can stop that write; the store can,
+// because the fencing token that comes with it is smaller than one it has already seen.
 //
 // Run it on a Redis server that nobody else uses:
 //   ./bazelw run //examples:fencing_demo -- redis://localhost
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cstdlib>
 #include <iostream>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -44,27 +49,51 @@ absl::StatusOr<latchkey::LockManager> Connect(const std::string& url) {
   return latchkey::LockManager::Create(*std::move(backend));
 }
 
-int Fail(const absl::Status& status) {
+bool Fail(const absl::Status& status) {
   std::cerr << status << "\n";
-  return EXIT_FAILURE;
+  return false;
 }
 
-int Main(const std::string& url) {
-  Store store;
-  absl::StatusOr<latchkey::LockManager> first = Connect(url);
-  if (!first.ok()) return Fail(first.status());
-  absl::StatusOr<latchkey::LockManager> second = Connect(url);
-  if (!second.ok()) return Fail(second.status());
+void Send(int to, latchkey::FencingToken token) {
+  if (write(to, &token, sizeof token) != sizeof token) _exit(EXIT_FAILURE);
+}
 
-  // A short lease that nobody renews stands for a process that is paused in the middle of its work.
-  absl::StatusOr<latchkey::Lock> paused =
-      first->Acquire("report", {.owner = "the paused one", .lease = absl::Milliseconds(300)});
-  if (!paused.ok()) return Fail(paused.status());
-  const latchkey::FencingToken old_token = paused->fencing_token();
+latchkey::FencingToken Receive(int from) {
+  latchkey::FencingToken token = 0;
+  return read(from, &token, sizeof token) == sizeof token ? token : 0;
+}
+
+// The process that is paused. It writes to the store by sending its token. False if anything went
+// wrong.
+bool HoldAndBePaused(const std::string& url, int store) {
+  absl::StatusOr<latchkey::LockManager> locks = Connect(url);
+  if (!locks.ok()) return Fail(locks.status());
+  absl::StatusOr<latchkey::Lock> lock = locks->Acquire(
+      "report", {.owner = "the paused one", .lease = absl::Seconds(1), .auto_renew = true});
+  if (!lock.ok()) return Fail(lock.status());
+  Send(store, lock->fencing_token());
+  if (!lock->IsHeld()) return false;
+  // It has just looked, and all is well. Now the whole process stands still, renewal included, as
+  // it may anywhere: in a debugger, while it is swapped out, when its virtual machine is moved.
+  raise(SIGSTOP);
+  Send(store, lock->fencing_token());
+  return lock->state() == latchkey::LockState::kExpired;  // Only now does it look again.
+}
+
+// The other process, which also is the store. True if all comes as promised.
+bool TakeOver(const std::string& url, pid_t paused, int writes) {
+  const latchkey::FencingToken old_token = Receive(writes);
+  int status = 0;
+  if (old_token == 0 || waitpid(paused, &status, WUNTRACED) != paused || !WIFSTOPPED(status)) {
+    return false;
+  }
   std::cout << "the paused one holds the lock, token " << old_token << "\n";
 
+  Store store;
+  absl::StatusOr<latchkey::LockManager> locks = Connect(url);
+  if (!locks.ok()) return Fail(locks.status());
   // Comes back when the lease is over.
-  absl::StatusOr<latchkey::Lock> other = second->Acquire("report", {.owner = "the other one"});
+  absl::StatusOr<latchkey::Lock> other = locks->Acquire("report", {.owner = "the other one"});
   if (!other.ok()) return Fail(other.status());
   std::cout << "its lease is over; the other one holds the lock, token " << other->fencing_token()
             << "\n";
@@ -72,12 +101,26 @@ int Main(const std::string& url) {
     return Fail(written);
   }
 
-  // It does not know yet, or looked a moment too early.
-  const absl::Status stale = store.Write("old", old_token);
-  std::cout << "the paused one wakes up and writes: " << stale.message() << "\n";
+  kill(paused, SIGCONT);
+  const absl::Status stale = store.Write("old", Receive(writes));
+  std::cout << "the paused one goes on and writes: " << stale.message() << "\n";
   std::cout << "the store has: " << store.value() << "\n";
-  return !stale.ok() && store.value() == "new" && other->fencing_token() > old_token ? EXIT_SUCCESS
-                                                                                     : EXIT_FAILURE;
+  return !stale.ok() && store.value() == "new";
+}
+
+int Main(const std::string& url) {
+  int pipe_ends[2];
+  if (pipe(pipe_ends) != 0) return EXIT_FAILURE;
+  // Each process connects on its own: a connection must not be carried over a fork.
+  const pid_t paused = fork();
+  if (paused == 0) return HoldAndBePaused(url, pipe_ends[1]) ? EXIT_SUCCESS : EXIT_FAILURE;
+  close(pipe_ends[1]);
+  const bool refused = TakeOver(url, paused, pipe_ends[0]);
+  if (!refused) kill(paused, SIGKILL);
+  int status = 0;
+  waitpid(paused, &status, 0);
+  const bool noticed = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SUCCESS;
+  return refused && noticed ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 }  // namespace
