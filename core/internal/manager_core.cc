@@ -832,7 +832,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
       length = queue.pending();
       if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
       // Its owner may hold the lock, or wait in a circle: it needs to know.
-      if (asks && !w.owner.empty()) LookAgain(queue, 0, w.came_after);
+      if (asks && !w.owner.empty()) queue.look_after = queue.questions;
     }
     if (first) {
       HandleAnswer(w, *std::move(first));
@@ -981,25 +981,18 @@ void ManagerCore::AskAboutHolders(const WaitGraph::Circle& circle) {
     {
       absl::MutexLock lock(&shard.mu);
       WaitQueue* const queue = shard.core->FindQueue(shard, link.waiter->resource);
-      if (queue != nullptr) ask = LookAgain(*queue, link.certain_from, 0);
+      if (queue == nullptr) continue;
+      // Any answer about this resource will do.
+      ask =
+          std::none_of(queue->registered.begin(), queue->registered.end(), [&](const auto& other) {
+            other->shard->mu.AssertHeld();
+            return other->queue != nullptr && other->asking &&
+                   other->graph_time >= link.certain_from;
+          });
+      if (ask) queue->look_after = queue->questions;
     }
     if (ask) shard.core->Pump(shard, link.waiter->resource);
   }
-}
-
-bool ManagerCore::LookAgain(WaitQueue& queue, uint64_t graph_time, int64_t after_question) {
-  // Any answer about this resource will do, and only those that are registered ask.
-  for (const RefPtr<Waiter>& waiter : queue.registered) {
-    waiter->shard->mu.AssertHeld();
-    if (waiter->queue == nullptr) continue;
-    if (waiter->asking && waiter->graph_time >= graph_time && waiter->question > after_question) {
-      return false;
-    }
-    waiter->ask_due = true;
-    waiter->look_due = true;
-    return true;
-  }
-  return false;
 }
 
 void ManagerCore::ResolveDeadlocks() {
@@ -1231,6 +1224,7 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
       continue;
     }
 
+    if (ABSL_PREDICT_FALSE(queue.look_after >= 0)) LookAgain(queue);
     RefPtr<Waiter> ask;
     for (const RefPtr<Waiter>& waiter : queue.registered) {
       if (waiter->queue != nullptr && waiter->ask_due && !waiter->asking) {
@@ -1309,8 +1303,28 @@ void ManagerCore::AskAlone(Waiter& waiter) {
   waiter.queue->alone.push_back(RefPtr<Waiter>::Share(&waiter));
 }
 
-void ManagerCore::AskForReentry(const Waiter& waiter) {
-  if (waiter.other_owner.empty()) return;
+void ManagerCore::LookAgain(WaitQueue& queue) {
+  Waiter* looks = nullptr;
+  for (const RefPtr<Waiter>& waiter : queue.registered) {
+    waiter->shard->mu.AssertHeld();
+    if (waiter->queue == nullptr) continue;
+    // After a failure it asks again in due time.
+    if (waiter->ask_due || waiter->failures > 0 ||
+        (waiter->asking && waiter->question > queue.look_after)) {
+      return;
+    }
+    if (looks == nullptr) looks = waiter.get();
+  }
+  if (looks == nullptr) return;  // Whoever comes to the front asks for that.
+  looks->shard->mu.AssertHeld();
+  looks->ask_due = true;
+  looks->look_due = true;
+}
+
+void ManagerCore::NoteLook(const Waiter& waiter) const {
+  if (waiter.alone) return;
+  if (waiter.question > waiter.queue->look_after) waiter.queue->look_after = -1;
+  if (capabilities_.answers_at_once || waiter.other_owner.empty()) return;
   waiter.queue->order.ForEach([&waiter](Waiter& other) {
     other.shard->mu.AssertHeld();
     // What was asked before it came says nothing: the owner may have left since.
@@ -1489,7 +1503,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
       // hear that the holder has left.
       if (!waiter.registered) waiter.queue->successors.push_back(RefPtr<Waiter>::Share(&waiter));
       NoteHolder(waiter);
-      if (!waiter.alone && !capabilities_.answers_at_once) AskForReentry(waiter);
+      NoteLook(waiter);
       PollAt(waiter, next);
       return;
     }
@@ -1508,7 +1522,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
         return;
       }
       NoteHolder(waiter);
-      if (!waiter.alone && !capabilities_.answers_at_once) AskForReentry(waiter);
+      NoteLook(waiter);
       // One that is not registered asks when its turn comes.
       if (capabilities_.reliable_events || !waiter.registered) return;
       const absl::Duration delay = RetryDelay(

@@ -188,6 +188,8 @@ struct WaitQueue {
   int64_t may_preempt = 0;  // How many of them.
   int64_t joining = 0;      // The same.
   int64_t questions = 0;    // How many were asked.
+  // Somebody needs the answer to a question later than this one; -1: nobody does.
+  int64_t look_after = -1;
 
   bool empty() const { return order.empty(); }
   // How many wait, by what the backend has answered.
@@ -399,10 +401,6 @@ class ManagerCore {
   bool IsCertain(const WaitGraph::Circle& circle) const;
   // Where Inspect is missing: has the holders asked for anew that are not certain yet.
   static void AskAboutHolders(const WaitGraph::Circle& circle);
-  // Has somebody ask who holds the lock, unless an answer to that is under way which was asked no
-  // earlier than `graph_time` and after this question; false if so, or if nobody can.
-  // With the mutex of the queue's shard held.
-  static bool LookAgain(WaitQueue& queue, uint64_t graph_time, int64_t after_question);
   // Has the backend to be told that this waiter does not want the lock any more?
   bool MayHaveLeftSomething(const Waiter& waiter) const;
   // `queue` is that in which it waits, or would have.
@@ -426,13 +424,16 @@ class ManagerCore {
   absl::Duration ReservationLease(const Waiter& waiter, absl::Duration victim_has)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void PollAt(Waiter& waiter, absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // If somebody needs to know who holds the lock: has one of those ask that are registered, unless
+  // that is under way.
+  static void LookAgain(WaitQueue& queue);
   // Notes that it is about to be asked for.
   ObtainRequest BeginToAsk(Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // Has it ask once, wherever it stands.
   static void AskAlone(Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
-  // Has those ask that the holder's owner sent meanwhile: they can enter again. By what this waiter
-  // was answered.
-  static void AskForReentry(const Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // What a registered waiter was told of the holder: those that the holder's owner sent ask now,
+  // since they can enter again. (At once, they did so when they came.)
+  void NoteLook(const Waiter& waiter) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // The answer of one that is joining: ends it, or lets it wait if the admission policy does.
   void HandleFirstAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);

@@ -190,6 +190,26 @@ TEST_P(EveryNetworkTest, AlsoIfItGotTheLockWhileItsSecondRequestWaited) {
   EXPECT_FALSE(other->result);
 }
 
+TEST_F(FirstAnswerTest, IfTheOneWhoLooksForItGivesUpAnotherLooks) {
+  LockManager far = NewFarManager({.queue = FifoQueue()});
+  absl::StatusOr<Lock> mine = locks_.Acquire("a", {.owner = "me"});
+  std::stop_source first_leaves;
+  std::stop_source second_leaves;
+  auto first = AskAndPass(far, "a", {.cancel = first_leaves.get_token()});
+  auto second = AskAndPass(far, "a", {.cancel = second_leaves.get_token()});
+  auto thief = AskAndPass(far, "a", {.priority = 5});
+  first_leaves.request_stop();
+  Pass();
+  // Two may ask: the second, which is at the front, and the thief. One of them does.
+  auto again = Ask(far, "a", {.owner = "me"});
+  clock_.AdvanceBy(kDelay);
+  second_leaves.request_stop();
+  Pass();
+  Pass();
+  EXPECT_TRUE(again->granted());
+  EXPECT_FALSE(thief->result);
+}
+
 TEST_P(EveryNetworkTest, ASetMayNameWhatItsOwnerHolds) {
   LockManager far = NewFarManager();
   auto mine = AskAndPass(far, "a", {.owner = "me"});

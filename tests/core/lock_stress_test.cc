@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -30,6 +31,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/core/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 
 namespace latchkey {
@@ -153,6 +155,155 @@ TEST_P(LockStressTest, NeverTwoInsideWithInfiniteLeases) {
   EXPECT_GT(granted.load(), kThreads * kRounds / 2);
   ExpectNothingLeft(first);
   ExpectNothingLeft(second);
+}
+
+// The in-memory backend as one behind a network: another thread asks it, and tells the answers.
+class AnswersLater : public LockingProtocol {
+ public:
+  explicit AnswersLater(std::shared_ptr<LockingProtocol> inner)
+      : inner_(std::move(inner)), postman_([this] { Deliver(); }) {
+    capabilities_ = inner_->capabilities();
+    capabilities_.answers_at_once = false;
+    capabilities_.inspect = false;
+  }
+  ~AnswersLater() override {
+    {
+      absl::MutexLock lock(&mu_);
+      closed_ = true;
+    }
+    postman_.join();
+  }
+
+  // Returns when everything that was asked has been answered. Before that it must not be destroyed,
+  // for the last answer may bring the end of whoever shares it.
+  void Drain() {
+    absl::MutexLock lock(&mu_);
+    const auto idle = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      return letters_.empty() && !delivering_;
+    };
+    mu_.Await(absl::Condition(&idle));
+  }
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    Post([this, request = request, resource = std::string(request.resource.bytes()),
+          owner = std::string(request.owner), done = std::move(done)]() mutable {
+      request.resource = ResourceName(resource);
+      request.owner = owner;
+      inner_->Obtain(request, std::move(done));
+    });
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    Post([this, hold = hold, resource = std::string(hold.resource.bytes()),
+          done = std::move(done)]() mutable {
+      hold.resource = ResourceName(resource);
+      inner_->Release(hold, std::move(done));
+    });
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    inner_->Extend(hold, lease, std::move(done));
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    return inner_->Watch(request, std::move(on_event));
+  }
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+
+ private:
+  using Letter = absl::AnyInvocable<void()>;
+
+  void Post(Letter letter) {
+    absl::MutexLock lock(&mu_);
+    letters_.push_back(std::move(letter));
+  }
+  void Deliver() {
+    const auto due = [this]()
+                         ABSL_SHARED_LOCKS_REQUIRED(mu_) { return closed_ || !letters_.empty(); };
+    for (;;) {
+      Letter letter;
+      {
+        absl::MutexLock lock(&mu_);
+        delivering_ = false;
+        mu_.Await(absl::Condition(&due));
+        if (letters_.empty()) return;
+        delivering_ = true;
+        letter = std::move(letters_.front());
+        letters_.pop_front();
+      }
+      letter();
+    }
+  }
+
+  const std::shared_ptr<LockingProtocol> inner_;
+  BackendCapabilities capabilities_;
+  absl::Mutex mu_;
+  std::deque<Letter> letters_ ABSL_GUARDED_BY(mu_);
+  bool delivering_ ABSL_GUARDED_BY(mu_) = false;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread postman_;  // Uses all of the above.
+};
+
+TEST_P(LockStressTest, WhereAnswersTakeTheirTimeNeverTwoInsideAndWhoHoldsEntersAgain) {
+  constexpr int kThreads = 8;
+  constexpr int kRounds = 300;
+  constexpr int kResources = 2;
+  const auto memory = NewMemoryBackend();
+  const auto backend = std::make_shared<AnswersLater>(memory);
+  {
+    LockManager first = *LockManager::Create(backend, Options());
+    LockManager second = *LockManager::Create(backend, Options());
+    std::vector<Unprotected> resources(kResources);
+    std::atomic<int64_t> granted = 0;
+    std::vector<std::thread> threads;
+    const uint64_t seed = Seed();
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&, t] {
+        std::mt19937_64 random(seed * 17 + t);
+        const auto draw = [&](int64_t below) {
+          return static_cast<int64_t>(random() % static_cast<uint64_t>(below));
+        };
+        for (int round = 0; round < kRounds; ++round) {
+          const int r = static_cast<int>(draw(kResources));
+          const std::string name = absl::StrCat("resource ", r);
+          Unprotected& resource = resources[r];
+          std::stop_source cancel;
+          AcquireOptions options{.priority = draw(4), .skip_queue = draw(8) == 0};
+          if (draw(3) != 0) options.owner = absl::StrCat("owner ", t);
+          if (draw(4) == 0) options.acquire_timeout = absl::Microseconds(draw(3) * 100);
+          if (draw(8) == 0) options.max_attempts = 1;
+          if (draw(8) == 0) options.admission = LimitPending({.per_resource = draw(3)});
+          std::optional<std::jthread> canceller;
+          if (draw(20) == 0) {
+            options.cancel = cancel.get_token();
+            canceller.emplace([&cancel] { cancel.request_stop(); });
+          }
+          absl::StatusOr<Lock> lock = (draw(2) == 0 ? first : second).Acquire(name, options);
+          if (!lock.ok()) continue;
+          ASSERT_EQ(resource.inside.fetch_add(1), 0) << "two inside " << name;
+          ASSERT_GT(lock->fencing_token(), resource.last_token);
+          resource.last_token = lock->fencing_token();
+          if (!options.owner.empty()) {
+            AcquireOptions again{.owner = options.owner};
+            if (draw(3) == 0) again.acquire_timeout = absl::ZeroDuration();
+            if (draw(3) == 0) again.max_attempts = 1;
+            LockManager& locks = draw(2) == 0 ? first : second;
+            absl::StatusOr<Lock> inner = locks.Acquire(name, again);
+            ASSERT_TRUE(inner.ok()) << inner.status();
+            ASSERT_EQ(inner->fencing_token(), lock->fencing_token());
+          }
+          if (draw(20) == 0) std::this_thread::yield();
+          resource.inside.fetch_sub(1);
+          granted.fetch_add(1);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_GT(granted.load(), kThreads * kRounds / 4);
+    backend->Drain();
+    EXPECT_FALSE(first.IsBusy());
+    EXPECT_FALSE(second.IsBusy());
+  }
+  backend->Drain();
+  LockManager next_to_it = *LockManager::Create(memory);
+  ExpectNothingLeft(next_to_it);
 }
 
 // A store that does as docs/explanation says a resource should: it refuses a token that is smaller
