@@ -22,6 +22,7 @@
 #include "latchkey/backends/redis/redis_backend.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
+#include "latchkey/core/policy/admission_policy.h"
 #include "latchkey/tests/backends/redis/client_process.h"
 #include "latchkey/tests/backends/redis/stored_hold.h"
 #include "latchkey/tests/support/await.h"
@@ -198,6 +199,50 @@ TEST(RedisManagerTest, AThiefThatGivesUpLeavesTheHolderWhereItWas) {
   clock.RunDue();
   EXPECT_EQ(spy->AwaitExtension(), true);
   EXPECT_GT(victim->remaining(), absl::Seconds(15));
+}
+
+// Others of the same manager wait for the lock; who asks for itself all the same?
+TEST(RedisManagerTest, AnOwnerEntersAgainPastThoseWhoWaitAndWhoHasNoTimeIsToldAtOnce) {
+  RedisServer server;
+  LockManager locks = NewManager(server);
+  absl::StatusOr<Lock> held = locks.Acquire("r", {.owner = "me"});
+  ASSERT_TRUE(held.ok()) << held.status();
+  Request other = Ask(locks, "r", {.owner = "somebody"});
+  Settle(locks);
+  absl::StatusOr<Lock> again = locks.Acquire("r", {.owner = "me"});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->fencing_token(), held->fencing_token());
+  EXPECT_EQ(ReasonOf(locks.Acquire("r", {.max_attempts = 1}).status()), Reason::kAttemptsExhausted);
+  EXPECT_EQ(ReasonOf(locks.Acquire("r", {.acquire_timeout = absl::ZeroDuration()}).status()),
+            Reason::kAcquireTimeout);
+  absl::StatusOr<LockSet> set = locks.AcquireAll({"free", "r"}, {.owner = "me"});
+  EXPECT_TRUE(set.ok()) << set.status();
+  set = absl::CancelledError();
+  EXPECT_TRUE(again->Release().ok());
+  EXPECT_FALSE(other.settled());
+  EXPECT_TRUE(held->Release().ok());
+  EXPECT_TRUE(other.Take().ok());
+}
+
+TEST(RedisManagerTest, AnOwnerEntersThroughAManagerWhoseOthersWait) {
+  RedisServer server;
+  LockManager one = NewManager(server);
+  LockManager two = NewManager(server);
+  absl::StatusOr<Lock> held = one.Acquire("r", {.owner = "me"});
+  Request other = Ask(two, "r");
+  Settle(two);
+  EXPECT_TRUE(two.Acquire("r", {.owner = "me"}).ok());
+  EXPECT_FALSE(other.settled());
+}
+
+TEST(RedisManagerTest, AFreeLockIsGrantedWhereNobodyMayWait) {
+  RedisServer server;
+  LockManager locks = NewManager(server, {.admission = LimitPending({.per_resource = 0})});
+  absl::StatusOr<Lock> held = locks.Acquire("r");
+  ASSERT_TRUE(held.ok()) << held.status();
+  EXPECT_EQ(ReasonOf(locks.Acquire("r").status()), Reason::kTooManyPending);
+  EXPECT_EQ(ReasonOf(locks.Acquire("r", {.priority = 1}).status()), Reason::kTooManyPending);
+  EXPECT_TRUE(held->Release().ok());
 }
 
 // What a server may refuse: reported at once by those who ask, and no hang.
