@@ -111,6 +111,13 @@ std::optional<uint64_t> NumberFromWire(std::string_view bytes) {
   return whole;
 }
 
+std::array<char, 8> NumberToWire(int64_t number) {
+  const auto bits = std::bit_cast<uint64_t>(static_cast<double>(number));
+  std::array<char, 8> bytes;
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(bits >> (8 * i) & 0xff);
+  return bytes;
+}
+
 int64_t ToMicrosUp(absl::Duration duration) {
   return absl::ToInt64Microseconds(absl::Ceil(duration, absl::Microseconds(1)));
 }
@@ -138,7 +145,7 @@ namespace {
 
 // "*7\r\n$7\r\nEVALSHA\r\n$40\r\nSHA1\r\n" and how many keys follow: the beginning of every call of
 // a step with so many arguments of its own.
-constexpr uint32_t kMostArguments = 6;
+constexpr uint32_t kMostArguments = 5;
 
 struct Head {
   std::string text;
@@ -176,10 +183,14 @@ void AppendSize(std::string& out, size_t size) {
   out.append(buffer, static_cast<size_t>(end - buffer));
 }
 
-// A duration in microseconds, in 16 digits. Longer than a century is as long as that: its end, too,
-// has to be a number that Lua holds exactly.
+// In microseconds. Longer than a century is as long as that: its end, too, has to be a number that
+// Lua holds exactly.
+int64_t BoundedMicros(absl::Duration duration) {
+  return std::min(ToMicrosUp(duration), int64_t{kMaxNumber / 2});
+}
+
+// A number below 10^16.
 std::array<char, 16> SixteenDigits(int64_t number) {
-  number = std::min(number, int64_t{kMaxNumber / 2});
   std::array<char, 16> digits;
   digits.fill('0');
   for (size_t i = digits.size(); number > 0 && i > 0; number /= 10) {
@@ -188,8 +199,9 @@ std::array<char, 16> SixteenDigits(int64_t number) {
   return digits;
 }
 
-std::string_view ViewOf(const std::array<char, 16>& digits) {
-  return {digits.data(), digits.size()};
+template <size_t N>
+std::string_view ViewOf(const std::array<char, N>& bytes) {
+  return {bytes.data(), bytes.size()};
 }
 
 }  // namespace
@@ -225,6 +237,7 @@ class ScriptCalls::Writer {
   }
   void Put(std::string_view bytes) { call_.command_.append(bytes); }
   void Put(char byte) { call_.command_.push_back(byte); }
+  void PutNumber(int64_t number) { Put(ViewOf(NumberToWire(number))); }
   void PutPriority(uint64_t offset) {
     char* const digits = Room(20);
     for (size_t i = 20; i > 0; offset /= 10) digits[--i] = static_cast<char>('0' + offset % 10);
@@ -274,13 +287,13 @@ class ScriptCalls::Writer {
 ScriptCalls::ScriptCalls(Settings settings)
     : settings_(std::move(settings)),
       marker_(ArgumentOf(MarkerKey(settings_.key_prefix))),
-      max_lease_(ViewOf(SixteenDigits(ToMicrosUp(settings_.max_lease)))),
+      max_lease_(NumberToWire(ToMicrosUp(settings_.max_lease))),
       clock_skew_(absl::StrCat(ToMicrosUp(settings_.max_clock_skew))),
       waiter_lease_(absl::StrCat(ToMicrosUp(settings_.waiter_lease))) {}
 
 ScriptCall ScriptCalls::Obtain(const ObtainRequest& request, int64_t proposed_token) const {
-  Writer call(*this, Step::kObtain, request.resource.bytes(), request.reads_fence_back ? 6 : 5,
-              32 + 37 + request.owner.size() + 2 * 16 + 68 + 16);
+  Writer call(*this, Step::kObtain, request.resource.bytes(), request.reads_fence_back ? 4 : 3,
+              32 + 37 + request.owner.size() + 60 + 16);
   call.Argument(request.acquisition);
   call.Begin(37 + request.owner.size());
   call.Put(settings_.client);
@@ -288,15 +301,15 @@ ScriptCall ScriptCalls::Obtain(const ObtainRequest& request, int64_t proposed_to
   call.Put(request.preemptible ? '1' : '0');
   call.Put(request.owner);
   call.End();
-  call.Argument(ToMicrosUp(request.lease));
-  call.Argument(proposed_token);
-  const bool forced = request.grace && *request.grace != absl::InfiniteDuration();
-  call.Begin(!request.reserve_below ? 16 : forced ? 68 : 52);
-  call.Put(max_lease_);
+  call.Begin(request.reserve_below ? 60 : 24);
+  call.PutNumber(ToMicrosUp(request.lease));
+  call.PutNumber(proposed_token);
+  call.Put(ViewOf(max_lease_));
   if (request.reserve_below) {
+    const bool forced = request.grace && *request.grace != absl::InfiniteDuration();
+    call.PutNumber(BoundedMicros(request.reservation_lease));
+    call.PutNumber(forced ? BoundedMicros(*request.grace) : -1);
     call.PutPriority(Offset(*request.reserve_below));
-    call.Put(ViewOf(SixteenDigits(ToMicrosUp(request.reservation_lease))));
-    if (forced) call.Put(ViewOf(SixteenDigits(ToMicrosUp(*request.grace))));
   }
   call.End();
   if (request.reads_fence_back) call.Argument(clock_skew_);
@@ -335,7 +348,7 @@ ScriptCall ScriptCalls::Watch(const Look& look) const {
   } else {
     call.Begin(53 + look.owner.size());
     call.Put(settings_.client);
-    call.Put(ViewOf(SixteenDigits(ToMicrosUp(look.reservation))));
+    call.Put(ViewOf(SixteenDigits(BoundedMicros(look.reservation))));
     call.Put(look.barging ? '1' : '0');
     call.PutPriority(Offset(look.priority));
     call.Put(look.owner);

@@ -5,6 +5,7 @@
 #ifndef LATCHKEY_BACKENDS_REDIS_WIRE_H_
 #define LATCHKEY_BACKENDS_REDIS_WIRE_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -42,6 +43,8 @@ Priority PriorityFromWire(std::string_view text);
 // A number as the record has it, '<d' in Lua: the double in the first 8 bytes, if it is a whole one
 // from 0 to kMaxNumber.
 std::optional<uint64_t> NumberFromWire(std::string_view bytes);
+// The other way round. `number` from -1 to kMaxNumber.
+std::array<char, 8> NumberToWire(int64_t number);
 
 // How much of the record's field s every record has. The last 32 bytes are an acquisition.
 inline constexpr size_t kStateSize = 56;
@@ -120,8 +123,8 @@ class ScriptCalls {
   class Writer;
 
   const Settings settings_;
-  const std::string marker_;     // The marker's key as an argument,
-  const std::string max_lease_;  // and numbers as text.
+  const std::string marker_;  // The marker's key as an argument.
+  const std::array<char, 8> max_lease_;
   const std::string clock_skew_;
   const std::string waiter_lease_;
 };

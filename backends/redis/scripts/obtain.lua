@@ -2,18 +2,18 @@
 -- every hold before it. A thief never replaces a live holder that was not warned: it becomes the
 -- successor, and is granted only what is free, or, with a grace, what it has reserved for that long.
 --
--- ARGV: 2 client, 16; priority, 20; preemptible ('1'/'0'), 1; owner   3 lease   4 proposed token
--- 5 the longest lease, 16; and if it may reserve: reserve below (a priority), 20; reservation lease,
--- 16; grace, 16, if there is one   6 only for a quorum that reads the fence back: how far the
--- servers' clocks are apart
+-- ARGV: 2 client, 16; priority, 20; preemptible ('1'/'0'), 1; owner   3 numbers as in the record:
+-- lease, proposed token, the longest lease; and if it may reserve: reservation lease, grace or -1,
+-- and behind them reserve below (a priority), 20   4 only for a quorum that reads the fence back: how
+-- far the servers' clocks are apart
 -- Reply: the first 56 bytes of s: obtained, for all of the lease; {2 re-entered, token, left}
 -- {3 reserved, left, grace left or -1, holder's owner, its priority} {4 denied, left, owner,
 -- priority} {5 recovering, left}. A quorum gets {1 obtained, token, left, 1}, and a 1 behind 2, if
 -- the fence is lost; and the fence, or 0, behind 3 and 4.
-local reads_fence_back, fence_lost, lost_up_to = ARGV[6], false, 0
+local reads_fence_back, fence_lost, lost_up_to = ARGV[4], false, 0
 local denied, grants = false, false
 repeat
-  local info, rest = ARGV[2], ARGV[5]
+  local info, numbers = ARGV[2], ARGV[3]
   local priority, owner = sub(info, 17, 36), sub(info, 38)
 
   -- The marker says that this server has kept its data; it is the time when no lease from before
@@ -21,7 +21,7 @@ repeat
   -- well only to those who find out by themselves which tokens were given.
   local ready = call('GET', KEYS[2])
   if not ready then
-    ready = now + tonumber(sub(rest, 1, 16))
+    ready = now + struct.unpack('<d', numbers, 17)
     call('SET', KEYS[2], ready)
   end
   ready = tonumber(ready)
@@ -71,13 +71,13 @@ repeat
     break
   end
 
-  if preemptible == '0' or #rest == 16 or holder_priority >= priority or
-     holder_priority >= sub(rest, 17, 36) or not may_succeed then
+  if preemptible == '0' or #numbers == 24 or holder_priority >= priority or
+     holder_priority >= sub(numbers, 41) or not may_succeed then
     denied, reply = true, {4, deadline - now, holder_owner, holder_priority}
     break
   end
-  local grace = tonumber(sub(rest, 53))
-  if grace and successor == acquisition and grace_end and grace_end <= now then
+  local reservation, grace = struct.unpack('<dd', numbers, 25)
+  if grace >= 0 and successor == acquisition and grace_end and grace_end <= now then
     tell_all(handles, 'H', 's')
     grants = true
     break
@@ -88,10 +88,10 @@ repeat
     successor_owner, successor_priority = owner, priority
     grace_end, nominated = nil, '0'
   end
-  successor_deadline = now + tonumber(sub(rest, 37, 52))
+  successor_deadline = now + reservation
   successor_changed, changed = true, true
   -- The grace runs from the first reservation that asked for one; polling does not move it.
-  if grace and not grace_end then grace_end = now + grace end
+  if grace >= 0 and not grace_end then grace_end = now + grace end
   local grace_left = grace_end and grace_end - now or -1
   -- Events may be lost, so each poll tells the holder again.
   tell_all(handles, 'Y', string.format(' %.0f %s %.0f', grace_left, priority,
@@ -101,7 +101,6 @@ until true
 
 if grants then
   if successor and successor ~= acquisition then tell(successor_client, 'D' .. successor) end
-  local lease = tonumber(ARGV[3])
   fence, deadline = proposed > fence and proposed or fence + 1, now + lease
   handles = 'h' .. acquisition .. ':' .. sub(ARGV[2], 1, 16)
   holder, successor = sub(ARGV[2], 17), false

@@ -1,7 +1,7 @@
 -- The fence rule. Tokens follow the clock, so that they grow even after the record was dropped or
 -- lost: max(last + 1, the proposal, held within 10 s of the server's clock). The proposal only
 -- makes the servers of a quorum agree.
-local proposed = tonumber(ARGV[4])
+local lease, proposed = struct.unpack('<dd', ARGV[3])
 if proposed < now - 10000000 then
   proposed = now - 10000000
 elseif proposed > now + 10000000 then
@@ -18,8 +18,8 @@ do
   if s then fence, kept, deadline = struct.unpack('<ddd', s) end
   if deadline == 0 and (not s or #s == 56) then
     local ready = tonumber(call('GET', KEYS[2]))
-    if ready and ready + 20000000 + (ARGV[6] or 0) < now then
-      fence, deadline = proposed > fence and proposed or fence + 1, now + ARGV[3]
+    if ready and ready + 20000000 + (ARGV[4] or 0) < now then
+      fence, deadline = proposed > fence and proposed or fence + 1, now + lease
       local needed = (fence > deadline and fence or deadline) + 10000000
       local keep = kept < needed and needed + 20000000 or kept
       s = struct.pack('<dddc32', fence, keep, deadline, ARGV[1])

@@ -362,16 +362,24 @@ std::string ObtainText(const redisReply* reply) {
 std::vector<std::string> ObtainArguments(const ObtainRequest& request, std::string_view proposal,
                                          absl::Duration max_lease = absl::ZeroDuration(),
                                          std::string_view skew = "") {
-  std::string rest = Padded(max_lease);
+  int64_t proposed = 0;
+  EXPECT_TRUE(absl::SimpleAtoi(proposal, &proposed));
+  auto number = [](double value) { return std::string(reinterpret_cast<const char*>(&value), 8); };
+  auto micros = [&](absl::Duration duration) {
+    return number(static_cast<double>(absl::ToInt64Microseconds(duration)));
+  };
+  std::string numbers =
+      absl::StrCat(micros(request.lease), number(static_cast<double>(proposed)), micros(max_lease));
   if (request.reserve_below) {
-    absl::StrAppend(&rest, EncodePriority(*request.reserve_below),
-                    Padded(request.reservation_lease), request.grace ? Padded(*request.grace) : "");
+    absl::StrAppend(&numbers, micros(request.reservation_lease),
+                    request.grace ? micros(*request.grace) : number(-1),
+                    EncodePriority(*request.reserve_below));
   }
   std::vector<std::string> arguments = {
       request.acquisition.ToString(),
       absl::StrCat(ClientOf(request.acquisition), EncodePriority(request.priority),
                    request.preemptible ? 1 : 0, request.owner),
-      MicrosText(request.lease), std::string(proposal), rest};
+      numbers};
   if (!skew.empty()) arguments.emplace_back(skew);
   return arguments;
 }

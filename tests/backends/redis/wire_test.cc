@@ -135,26 +135,30 @@ TEST(RedisWireTest, WritesTheCallsOfTheScripts) {
                         .preemptible = false,
                         .lease = absl::Seconds(30)};
   const std::string info = client + EncodePriority(-7) + "0me";
-  const std::string_view max_lease = "0000000060000000";
+  auto number = [](double value) {
+    std::string bytes(8, ' ');
+    std::memcpy(bytes.data(), &value, 8);
+    return bytes;
+  };
   EXPECT_EQ(Sent(calls.Obtain(request, 1790000000123000), Step::kObtain),
             MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
-                         "30000000", "1790000000123000", max_lease}));
+                         number(30000000) + number(1790000000123000) + number(60000000)}));
   request.reserve_below = std::numeric_limits<Priority>::max();
   request.reservation_lease = absl::Nanoseconds(1500);
-  const std::string reserves = absl::StrCat(max_lease, "18446744073709551615", "0000000000000002");
-  EXPECT_EQ(Sent(calls.Obtain(request, 5), Step::kObtain),
+  const std::string_view largest = "18446744073709551615";
+  EXPECT_EQ(Sent(calls.Obtain(request, 0), Step::kObtain),
             MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
-                         "30000000", "5", reserves}));
+                         absl::StrCat(number(30000000), number(0), number(60000000), number(2),
+                                      number(-1), largest)}));
   // Longer than any number that the scripts can hold.
   request.reservation_lease = absl::InfiniteDuration();
   request.grace = absl::Milliseconds(1);
   request.reads_fence_back = true;
-  EXPECT_EQ(
-      Sent(calls.Obtain(request, 5), Step::kObtain),
-      MakeCommand(
-          {"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info, "30000000", "5",
-           absl::StrCat(max_lease, "18446744073709551615", "4503599627370495", "0000000000001000"),
-           "250000"}));
+  EXPECT_EQ(Sent(calls.Obtain(request, 5), Step::kObtain),
+            MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
+                         absl::StrCat(number(30000000), number(5), number(60000000),
+                                      number(4503599627370495), number(1000), largest),
+                         "250000"}));
 
   EXPECT_EQ(Sent(calls.Release("a{b", id), Step::kRelease),
             MakeCommand({"EVALSHA", sha(Step::kRelease), "1", key, id_text}));
