@@ -68,15 +68,19 @@ class RealClockImpl : public Clock {
 
   void Loop() ABSL_LOCKS_EXCLUDED(mu_) {
     absl::ReleasableMutexLock lock(&mu_);
+    TimerId known = 0;
     for (;;) {
-      if (calls_.empty()) {
+      if (calls_.empty() && known == last_id_) {
         looks_at_ = absl::InfiniteFuture();
         wake_.Wait(&mu_);
         looks_at_ = absl::InfinitePast();
         continue;
       }
+      known = last_id_;
       const absl::Time now = Now();
-      const absl::Duration nap = std::min(calls_.begin()->first.first - now, kLongestNap);
+      // What was set and cancelled by now is likely to be set again.
+      const absl::Duration nap =
+          calls_.empty() ? kLongestNap : std::min(calls_.begin()->first.first - now, kLongestNap);
       if (nap > absl::ZeroDuration()) {
         looks_at_ = now + nap;
         wake_.WaitWithTimeout(&mu_, nap);
