@@ -6,7 +6,7 @@ do
   local s = redis.call('HGET', KEYS[1], 's')
   if s and #s == 56 then
     local fence, kept, deadline, acquisition = struct.unpack('<dddc32', s)
-    if acquisition == ARGV[1] and deadline > now and kept <= now + 70000000 and
+    if acquisition == ARGV[1] and deadline > now and kept <= now + 100000000 and
        redis.pcall('HSET', KEYS[1], 's',
                    struct.pack('<dddc32', fence, kept, 0, acquisition)) == 0 then
       return 1

@@ -4,7 +4,7 @@
 -- memory, read-only), nothing has been written.
 if changed then
   -- The record is kept for longer than it must, so that not every step has to say for how long: for
-  -- 20 s, and once it is free for up to a minute.
+  -- 20 s, and once it is free for up to 90, which a lease of a minute does not exceed.
   local keep = kept
   local needed = fence > now and fence or now
   if handles and deadline > needed then needed = deadline end
@@ -14,7 +14,7 @@ if changed then
   local is_free = not handles and not successor and waiting <= 0
   if kept < needed then
     keep = needed + 20000000
-  elseif is_free and kept > needed + 60000000 then
+  elseif is_free and kept > needed + 90000000 then
     keep = needed
   end
 

@@ -645,7 +645,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
       ASSERT_TRUE(kept == absl::UnixEpoch() || kept >= needed + kTokenSlack)
           << what << ", sequence " << sequence << ", step " << step;
       if (what == "release" && expected == "1" && stored.deadline == 0 && stored.IsShort()) {
-        ASSERT_LE(kept, std::max(now, needed) + kTokenSlack + absl::Minutes(1));
+        ASSERT_LE(kept, std::max(now, needed) + kTokenSlack + absl::Seconds(90));
       }
       // What the shortcuts and whatever is left over from before have been through.
       if (what == "obtain" && expected[0] != '[') {
@@ -657,7 +657,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
         if (kept > absl::FromUnixMicros(static_cast<int64_t>(before.kept))) seen["kept longer"]++;
       }
       if (what == "release" && expected == "1") {
-        const bool shortcut = before.IsShort() && kept_before <= now + absl::Seconds(70);
+        const bool shortcut = before.IsShort() && kept_before <= now + absl::Seconds(100);
         seen[shortcut ? "release's shortcut" : "release without"]++;
         if (shortcut && waited) seen["release's shortcut where somebody had waited"]++;
         if (before.more >= 2 && stored.more < 2) seen["one handle is left"]++;
@@ -882,6 +882,11 @@ TEST(RedisScriptsTest, ARecordIsKeptForLongerThanItMustAndNotForMuchLonger) {
   obtain({1, 2}, absl::Seconds(50));
   EXPECT_EQ(kept_for(key), 50);
   release({1, 2});
+  // Nor is it dropped earlier for the longest lease that is allowed unless one says so.
+  obtain({1, 7}, absl::Minutes(1));
+  EXPECT_EQ(kept_for(key), 91);
+  release({1, 7});
+  EXPECT_EQ(kept_for(key), 91);
   // Many of these must not pile up.
   obtain({1, 3}, absl::Minutes(10));
   EXPECT_EQ(kept_for(key), 631);
