@@ -237,13 +237,23 @@ absl::Status ErrorFromServer(const Core& core, std::string_view record, std::str
       {"MOVED", "the server is part of a Redis Cluster, which is not supported"},
       {"CLUSTERDOWN", "the server is part of a Redis Cluster, which is not supported"},
   };
+  const bool wrapped =
+      absl::StartsWith(text, "ERR Error running script") || absl::StartsWith(text, "@user_script");
   for (const Known& known : known_errors) {
-    // Redis before 7 wraps an error that a script met.
+    // Redis before 7 wraps an error that a script met, its own with a sign before it.
     if (absl::StartsWith(text, known.prefix) ||
-        absl::StrContains(text, absl::StrCat(": -", known.prefix, " "))) {
+        (wrapped && (absl::StrContains(text, absl::StrCat(": ", known.prefix, " ")) ||
+                     absl::StrContains(text, absl::StrCat(": -", known.prefix, " "))))) {
       return BackendUnavailableError(
           absl::StrCat(core.shown_address(), about, ": ", known.meaning, " (", text, ")"));
     }
+  }
+  // Of Redis 7, and of later ones. Commands before the one that is refused were run.
+  if (absl::StrContains(text, "user executing the script can't") ||
+      absl::StrContains(text, "ACL failure in script")) {
+    return BackendUnknownError(absl::StrCat(core.shown_address(), about,
+                                            ": the user lacks a permission that the scripts need (",
+                                            text, ")"));
   }
   return BackendUnknownError(absl::StrCat(core.shown_address(), about, ": ", text));
 }

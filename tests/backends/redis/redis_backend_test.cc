@@ -4,6 +4,7 @@
 #include "latchkey/backends/redis/redis_backend.h"
 
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
@@ -201,6 +202,17 @@ TEST(RedisBackendTest, BadOptionsAreRefusedNamingFieldAndValue) {
            Case{{.max_lease = absl::Seconds(1)}, "default_lease is 30s"},
            Case{{.clock_drift = 2}, "clock_drift is 2"},
            Case{{.waiter_lease = absl::Milliseconds(1)}, "waiter_lease is 1ms"},
+           Case{{.waiter_lease = absl::Hours(2)}, "waiter_lease is 2h"},
+           Case{{.reconnect_delay = absl::ZeroDuration()}, "reconnect_delay is 0"},
+           Case{{.reconnect_delay = absl::Seconds(3)}, "max_reconnect_delay is 2s"},
+           Case{{.max_clock_skew = -absl::Seconds(1)}, "max_clock_skew is -1s"},
+           Case{{.max_lease = absl::Hours(25)}, "max_lease is 25h"},
+           Case{{.lease_margin = absl::Hours(1)}, "lease_margin is 1h"},
+           Case{{.clock_drift = std::nan("")}, "clock_drift is nan"},
+           Case{{.command_connections = 17}, "command_connections is 17"},
+           Case{{.shutdown_timeout = -absl::Seconds(1)}, "shutdown_timeout is -1s"},
+           Case{{.key_prefix = std::string(257, 'x')}, "at most 256 bytes"},
+           Case{{.tls = {.key_file = "x"}}, "certificate_file"},
            Case{{.tls = {.certificate_file = "x"}}, "certificate_file"},
            Case{{.url = "rediss://host", .tls = {.ca_file = "nowhere.pem"}}, "nowhere.pem"},
        }) {
@@ -679,7 +691,7 @@ TEST(RedisBackendTest, AWaiterThatTheServerCannotRegisterHearsWhy) {
   for (const Case& c : {
            Case{{"CONFIG", "SET", "maxmemory", "1"}, "out of memory"},
            Case{{"REPLICAOF", "127.0.0.1", "1"}, "replica"},
-           Case{{"ACL", "SETUSER", "default", "-zadd"}, "can't run this command"},
+           Case{{"ACL", "SETUSER", "default", "-zadd"}, "lacks a permission"},
        }) {
     RedisServer server;
     const Backend one = Connect(server);
@@ -979,6 +991,51 @@ TEST(RedisBackendTest, AnAnswerThatNoScriptGivesIsAnUnknownOutcome) {
     ASSERT_TRUE(reply);
     EXPECT_EQ(ReasonOf(reply->status()), Reason::kBackendUnknown) << answer << reply->status();
     EXPECT_TRUE(absl::StrContains(reply->status().message(), "not understood")) << reply->status();
+  }
+}
+
+// The words of Redis 6.0, which wraps what a script met, of Redis 7 and of later ones.
+TEST(RedisBackendTest, ErrorsOfAllVersionsAreUnderstood) {
+  struct Case {
+    const char* answer;
+    Reason reason;
+    const char* says;
+  };
+  RedisServer server;
+  for (const Case& c : {
+           Case{"-ERR Error running script (call to f_94c5): @user_script:20: WRONGTYPE Operation "
+                "against a key holding the wrong kind of value\r\n",
+                Reason::kBackendUnavailable, "holds something else"},
+           Case{"-ERR Error running script (call to f_94c5): @user_script:20: @user_script: 20: "
+                "-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+                Reason::kBackendUnavailable, "out of memory"},
+           Case{"-@user_script: 156: -OOM command not allowed when used memory > 'maxmemory'.\r\n",
+                Reason::kBackendUnavailable, "out of memory"},
+           Case{"-OOM command not allowed when used memory > 'maxmemory'. script: 94c5, on "
+                "@user_script:20.\r\n",
+                Reason::kBackendUnavailable, "out of memory"},
+           Case{"-ERR The user executing the script can't run this command or subcommand script: "
+                "94c5, on @user_script:20.\r\n",
+                Reason::kBackendUnknown, "lacks a permission"},
+           Case{"-ERR ACL failure in script: User default has no permissions to run the 'zadd' "
+                "command\r\n",
+                Reason::kBackendUnknown, "lacks a permission"},
+           Case{"-ERR something that is not WRONGTYPE or OOM at all\r\n", Reason::kBackendUnknown,
+                "something that is not"},
+       }) {
+    TcpProxy proxy(server.socket_path());
+    const Backend backend = Connect(OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port())));
+    proxy.HoldRequests(true);
+    auto mailbox = std::make_shared<Mailbox<absl::StatusOr<ObtainReply>>>();
+    backend->Obtain(Request(AcquisitionId::Next()), [mailbox](absl::StatusOr<ObtainReply> reply) {
+      mailbox->Put(std::move(reply));
+    });
+    proxy.AwaitHeldRequests();
+    proxy.SayToClients(c.answer);
+    const auto reply = mailbox->Take();
+    ASSERT_TRUE(reply);
+    EXPECT_EQ(ReasonOf(reply->status()), c.reason) << reply->status();
+    EXPECT_TRUE(absl::StrContains(reply->status().message(), c.says)) << reply->status();
   }
 }
 

@@ -2,6 +2,7 @@
 // with the permissions that it lists and with fewer, databases, eviction, and what else may be at
 // our keys.
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -47,7 +48,13 @@ void SetUser(const RedisServer& server, std::vector<std::string> more = {}) {
   std::vector<std::string> command =
       absl::StrSplit(kAcl, absl::ByAnyChar(" \n"), absl::SkipEmpty());
   command.insert(command.end(), more.begin(), more.end());
-  ASSERT_EQ(server.Command(command), "OK");
+  std::string answer = server.Command(command);
+  if (absl::StrContains(answer, "'&latchkey:*'")) {
+    // Redis before 6.2 has no permissions for channels.
+    command.erase(std::find(command.begin(), command.end(), "&latchkey:*"));
+    answer = server.Command(command);
+  }
+  ASSERT_EQ(answer, "OK");
 }
 
 TEST(RedisSetupsTest, AUserWithThePermissionsOfTheManualCanDoEverything) {
@@ -89,7 +96,7 @@ TEST(RedisSetupsTest, AUserWithThePermissionsOfTheManualCanDoEverything) {
 
 TEST(RedisSetupsTest, InfoAndScriptLoadAreDispensable) {
   RedisServer server({.tcp = true});
-  SetUser(server, {"-info", "-script|load"});
+  SetUser(server, {"-info", "-script"});
   absl::StatusOr<LockManager> locks =
       Connect({.url = UrlOf(server, "latchkey:PASSWORD@"), .new_server = true});
   ASSERT_TRUE(locks.ok()) << locks.status();
