@@ -91,6 +91,11 @@ class CheckedCall final : public Call {
     return Next::kDone;
   }
 
+  bool OnReplyElsewhere(const redisReply&) override {
+    FuzzCheck(false, "the connection was lent, though nobody waits");
+    return false;
+  }
+
   void OnFailure(bool, const absl::Status& why) override {
     FuzzCheck(!ended_, "a call ended twice");
     FuzzCheck(!why.ok(), "failed with OK");
@@ -123,6 +128,7 @@ class Listener : public Connection::Listener {
     FuzzCheck(!stopped, "a message after Stop");
     redis::ParseMessage(message);
   }
+  void OnWork() override { FuzzCheck(false, "work from another thread, of which there is none"); }
 
   bool ready = false;
   bool down = false;
