@@ -1169,7 +1169,8 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
           predecessor = other->id;
         }
       }
-      const bool asks_next = enter->ask_due;
+      // Not before an answer that is under way, where it asked before it was registered.
+      const bool asks_next = enter->ask_due && !enter->asking;
       shard.mu.Unlock();
       Subscription subscription =
           backend_->Watch({.resource = enter->resource,
