@@ -225,6 +225,57 @@ TEST_P(EveryNetworkTest, ASetMayNameWhatItsOwnerHolds) {
   EXPECT_FALSE(other->result);
 }
 
+TEST_P(EveryNetworkTest, ASetReservesPastThoseWhoAreLessUrgent) {
+  for (const auto& queue : {PriorityQueue(), FifoQueue()}) {
+    LockManager far = NewFarManager({.queue = queue});
+    absl::StatusOr<Lock> a = locks_.Acquire("a");
+    absl::StatusOr<Lock> b = locks_.Acquire("b");
+    auto other = AskAndPass(far, "a");
+    auto set = std::make_shared<PendingSet>();
+    far.AcquireAllAsync({"a", "b"}, {.priority = 5}, TellTo(set));
+    clock_.AdvanceBy(absl::Seconds(1));
+    EXPECT_TRUE(IsReserved("a"));
+    EXPECT_TRUE(a->Release().ok());
+    EXPECT_TRUE(b->Release().ok());
+    clock_.AdvanceBy(absl::Minutes(1));
+    EXPECT_TRUE(set->granted()) << set->status();
+    EXPECT_FALSE(other->result);
+    set->result.reset();
+    clock_.AdvanceBy(absl::Minutes(1));
+    EXPECT_TRUE(other->granted());
+    other->result.reset();
+    Pass();
+    ExpectNothingLeft();
+  }
+}
+
+TEST_P(EveryNetworkTest, ASetWithoutTimeToWaitOrGivenUpLeavesNothing) {
+  std::optional<LockManager> far = NewFarManager();
+  absl::StatusOr<Lock> held = locks_.Acquire("b");
+  auto other = AskAndPass(*far, "b");
+  const auto ask = [&](const AcquireOptions& options) {
+    auto set = std::make_shared<PendingSet>();
+    far->AcquireAllAsync({"a", "b", "c"}, options, TellTo(set));
+    return set;
+  };
+  auto hurried = ask({.acquire_timeout = absl::ZeroDuration()});
+  Pass();
+  EXPECT_EQ(ReasonOf(hurried->status()), Reason::kAcquireTimeout);
+  auto once = ask({.max_attempts = 1});
+  Pass();
+  EXPECT_EQ(ReasonOf(once->status()), Reason::kAttemptsExhausted);
+  std::stop_source stop;
+  auto cancelled = ask({.cancel = stop.get_token()});
+  stop.request_stop();
+  EXPECT_EQ(ReasonOf(cancelled->status()), Reason::kCancelled);
+  auto shut_down = ask({});
+  far.reset();
+  EXPECT_EQ(ReasonOf(shut_down->status()), Reason::kShutdown);
+  EXPECT_TRUE(held->Release().ok());
+  clock_.AdvanceBy(absl::Minutes(1));
+  ExpectNothingLeft();
+}
+
 // ---- An answer now ----
 
 TEST_P(EveryNetworkTest, OneAttemptFailsWithItsFirstAnswer) {
