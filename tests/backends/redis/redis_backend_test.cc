@@ -906,6 +906,39 @@ TEST(RedisBackendTest, AReleaseThatFailsIsRepeatedInTheBackground) {
   EXPECT_TRUE(waiter.Take(WatchEventKind::kHoldEnded));
 }
 
+TEST(RedisBackendTest, AReleaseIsNotRepeatedForLongerThanAnyLeaseLasts) {
+  RedisServer server;
+  TcpProxy proxy(server.socket_path());
+  RedisBackendOptions options = OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port()));
+  options.max_reconnect_delay = absl::Milliseconds(50);
+  options.max_lease = options.default_lease = absl::Milliseconds(200);
+  const Backend backend = Connect(options);
+  const Backend other = Connect(server);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*backend, Request(a, 0, absl::Milliseconds(200))).IgnoreError();
+  proxy.Refuse(true);
+  proxy.CutAll();
+  EXPECT_FALSE(Release(*backend, "r", a).ok());
+  {
+    // The end of another lease, which is twice as long, tells the time.
+    ObtainRequest longer = Request(AcquisitionId::Next(), 0, absl::Milliseconds(400));
+    longer.resource = "s";
+    ASSERT_EQ(OutcomeOf(Obtain(*other, longer)), ObtainOutcome::kObtained);
+    Events ends = Watch(*other, {.resource = "s",
+                                 .acquisition = AcquisitionId::Next(),
+                                 .reservation_lease = absl::Seconds(3)});
+    ASSERT_TRUE(ends.Take(WatchEventKind::kHoldEnded));
+  }
+  // Whatever the other one has to say has been said.
+  ASSERT_TRUE(Extend(*other, "s", a, absl::Seconds(1)).ok());
+  server.Command({"CONFIG", "RESETSTAT"});
+  proxy.Refuse(false);
+  Eventually([&] { return Extend(*backend, "r", a, absl::Milliseconds(100)).ok(); });
+  ASSERT_TRUE(Extend(*backend, "r", a, absl::Milliseconds(100)).ok());
+  const std::string stats = server.Command({"INFO", "commandstats"});
+  EXPECT_TRUE(absl::StrContains(stats, "cmdstat_evalsha:calls=2,")) << stats;
+}
+
 TEST(RedisBackendTest, AHalfClosedConnectionIsReplaced) {
   RedisServer server;
   TcpProxy proxy(server.socket_path());
