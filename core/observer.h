@@ -7,6 +7,9 @@
 //   };
 //   LockManager::Create(NewMemoryBackend(), {.observer = std::make_shared<LossLog>()});
 //
+// Events are of handles: an owner that enters a lock which it holds already is granted it again,
+// and gives it back as often.
+//
 // Thread safety: called from any thread, also at once, with no mutex of the library held. Methods
 // must be quick, must not block, and must not call the manager.
 #ifndef LATCHKEY_CORE_OBSERVER_H_
@@ -41,9 +44,11 @@ class Observer {
   virtual void OnDenied(const Subject& who, absl::Duration waited, const absl::Status& why) {
     static_cast<void>(who), static_cast<void>(waited), static_cast<void>(why);
   }
-  // A request begins to wait, or stops waiting; `length` is the resource's queue after that.
-  virtual void OnQueueLength(std::string_view resource, int64_t length) {
-    static_cast<void>(resource), static_cast<void>(length);
+  // The number of a manager's requests that wait for a resource has changed, by `change`, to
+  // `length`. Calls on several threads may come in another order than the changes: to know how many
+  // wait in the end, or wait through several managers, add up `change`.
+  virtual void OnQueueLength(std::string_view resource, int64_t length, int64_t change) {
+    static_cast<void>(resource), static_cast<void>(length), static_cast<void>(change);
   }
   // A holder of this manager was asked to yield to somebody of `thief_priority`.
   virtual void OnPreempted(const Subject& who, Priority thief_priority) {

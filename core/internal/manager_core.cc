@@ -782,7 +782,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
   // What else looks at this moment is for people.
   const bool exact = has_timeout || !by_priority || w.blocker != nullptr || seen != nullptr;
   w.enqueued = exact ? clock_.Now() : clock_.CoarseNow();
-  int64_t length = 0;
+  QueueChange change;
   absl::Status refused;
 
   shard.mu.Lock();
@@ -829,7 +829,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
       AskAlone(w);
     } else {
       pending_.fetch_add(1, std::memory_order_relaxed);
-      length = queue.pending();
+      change = ChangeOf(queue);
       if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
       // Its owner may hold the lock, or wait in a circle: it needs to know.
       if (asks && !w.owner.empty()) queue.look_after = queue.questions;
@@ -857,9 +857,19 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     return;
   }
   shard.mu.Unlock();
-  if (length > 0 && seen != nullptr) seen->OnQueueLength(w.resource.bytes(), length);
+  Tell(w.resource, change);
   if (suspects) ResolveDeadlocks();
   Pump(shard, w.resource);
+}
+
+ManagerCore::QueueChange ManagerCore::ChangeOf(WaitQueue& queue) {
+  if (options_.observer == nullptr) return {};
+  const int64_t length = queue.pending();
+  return {length, length - std::exchange(queue.told_pending, length)};
+}
+
+void ManagerCore::Tell(const ResourceName& resource, const QueueChange& change) {
+  if (change.by != 0) observer()->OnQueueLength(resource.bytes(), change.length, change.by);
 }
 
 bool ManagerCore::Admit(WaitQueue& queue, const Waiter& waiter) {
@@ -1123,13 +1133,13 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
   }
   WaitQueue& queue = *found;
   queue.pumping = true;
-  int64_t length_before = -1;
   WaiterList direct;
   WaiterList callbacks;  // Told at the end: their code may take its time.
   const auto tell_direct = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
-    length_before = queue.pending();
     if (direct.empty()) return;
+    const QueueChange change = ChangeOf(queue);
     shard.mu.Unlock();
+    Tell(resource, change);
     for (const RefPtr<Waiter>& waiter : direct) Complete(*waiter);
     direct.clear();
     shard.mu.Lock();
@@ -1265,14 +1275,13 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
     }
   }
   queue.pumping = false;
+  const QueueChange change = ChangeOf(queue);
   if (queue.empty()) {
     // Everything it had was told or is on its way.
     shard.queues.erase(shard.queues.find(resource.bytes(), resource.hash()));
   }
   shard.mu.Unlock();
-  if (length_before >= 0) {
-    if (Observer* const seen = observer()) seen->OnQueueLength(resource.bytes(), length_before);
-  }
+  Tell(resource, change);
   for (const RefPtr<Waiter>& waiter : callbacks) Complete(*waiter);
 }
 
@@ -1359,17 +1368,14 @@ void ManagerCore::Compete(const RefPtr<Waiter>& waiter) {
 void ManagerCore::OnAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
   CoreShard& shard = *waiter.shard;
   bool give_back;
-  int64_t length = -1;
+  QueueChange change;
   {
     absl::MutexLock lock(&shard.mu);
     waiter.shard->mu.AssertHeld();
-    const bool joining = waiter.joining;
     give_back = TakeAnswer(waiter, std::move(answer));
-    if (joining && waiter.queue != nullptr) length = waiter.queue->pending();
+    if (waiter.queue != nullptr) change = ChangeOf(*waiter.queue);
   }
-  if (length > 0) {
-    if (Observer* const seen = observer()) seen->OnQueueLength(waiter.resource.bytes(), length);
-  }
+  Tell(waiter.resource, change);
   if (give_back) GiveBack(waiter);
   if (graph_ != nullptr && graph_->HasSuspects()) ResolveDeadlocks();
   Pump(shard, waiter.resource);

@@ -194,6 +194,8 @@ struct WaitQueue {
   bool empty() const { return order.empty(); }
   // How many wait, by what the backend has answered.
   int64_t pending() const { return order.size() - joining; }
+  // That number as the observer, if there is one, was told it last.
+  int64_t told_pending = 0;
   Waiter* most_urgent() const { return ranked_by_priority ? order.first() : priorities.first(); }
   // Of those that wait already.
   Waiter* least_urgent() const {
@@ -350,6 +352,14 @@ class ManagerCore {
            HasWaiters(shard, resource);
   }
   bool HasWaiters(CoreShard& shard, const ResourceName& resource);
+  // What the observer has yet to be told of a queue's length. Every change is told once, whoever is
+  // first to do so, before those who wait are told how it ended for them.
+  struct QueueChange {
+    int64_t length = 0;
+    int64_t by = 0;
+  };
+  QueueChange ChangeOf(WaitQueue& queue);
+  void Tell(const ResourceName& resource, const QueueChange& change);
   // Asks the admission policy whether this request may wait, and makes room if it says so.
   bool Admit(WaitQueue& queue, const Waiter& waiter)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
