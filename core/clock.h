@@ -32,10 +32,10 @@ class Clock {
   // Names a scheduled call; 0 is none.
   using TimerId = uint64_t;
 
-  // Calls `callback` once, as soon as possible after `when` (at once if that is past, but never
-  // before RunAt returns control to an outer RunAt's callback: calls do not nest). It runs on the
-  // clock's own thread, with no mutex of the clock held, and must be short and must not block: hand
-  // longer work to an Executor. `absl::InfiniteFuture()` never comes.
+  // Calls `callback`, which is not null, once, as soon as possible after `when` (at once if that is
+  // past, but never before RunAt returns control to an outer RunAt's callback: calls do not nest).
+  // It runs on the clock's own thread, with no mutex of the clock held, and must be short and must
+  // not block: hand longer work to an Executor. `absl::InfiniteFuture()` never comes.
   virtual TimerId RunAt(absl::Time when, absl::AnyInvocable<void()> callback) = 0;
 
   // Cancels a call. True: it will not run. False: it ran, runs now on some thread, or the id is

@@ -24,8 +24,9 @@ class Executor {
 
   virtual ~Executor() = default;
 
-  // Runs `task` exactly once, now or later, on a thread of the executor's choice. Tasks must not
-  // throw. The executor must outlive every manager that uses it and the locks of those managers.
+  // Runs `task`, which is not null, exactly once, now or later, on a thread of the executor's
+  // choice. Tasks must not throw. The executor must outlive every manager that uses it and the
+  // locks of those managers.
   //
   // An executor that shuts down may destroy a task without running it. Whom the task would have
   // told is then never told; a lock in it is released, and what waits for a set of locks, or for

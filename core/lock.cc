@@ -214,12 +214,13 @@ absl::Status Lock::Extend(absl::Duration lease) {
 
 void Lock::ExtendAsync(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done) {
   if (target_ <= kReleasedPlain) {
-    done(Extend(lease));
+    if (done != nullptr) done(Extend(lease));
     return;
   }
   internal::Hold& held = NeedHold();
   held.Extend(lease, [core = held.core(),
                       done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
+    if (done == nullptr) return;
     core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
       done(std::move(status));
     });

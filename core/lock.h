@@ -108,11 +108,13 @@ class [[nodiscard]] Lock {
 
   // Calls `callback` on the manager's executor when somebody of higher priority asks for the lock;
   // at once if that already happened. Once for each time: a request that is withdrawn may be
-  // followed by another. Replaces an earlier callback. The way to yield is to stop, then release.
+  // followed by another. Replaces an earlier callback; null: removes it. The way to yield is to
+  // stop, then release.
   void OnYieldRequested(absl::AnyInvocable<void()> callback);
 
   // Calls `callback` on the manager's executor when the lock is stolen, expired or lost, with that
-  // state; at once if that already happened. At most once. Replaces an earlier callback.
+  // state; at once if that already happened. At most once. Replaces an earlier callback; null:
+  // removes it.
   void OnLost(absl::AnyInvocable<void(LockState)> callback);
 
   // Gives the lock back and waits for the backend. OK if it was held until now, or released before.
@@ -136,7 +138,8 @@ class [[nodiscard]] Lock {
   absl::Status Extend(absl::Duration lease);
 
   // The same without waiting; `done` runs on the manager's executor, also if this Lock is gone.
-  void ExtendAsync(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done);
+  // Null: nobody wants to know.
+  void ExtendAsync(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done = nullptr);
 
  private:
   friend class internal::Hold;

@@ -123,7 +123,8 @@ class LockManager {
   absl::StatusOr<Lock> TryAcquire(ResourceName resource, const AcquireOptions& options = {});
 
   // Calls `done` exactly once on the executor, with the lock or the reason why not; possibly before
-  // this returns. Destroying the manager, `options.cancel` and the timeout end the wait.
+  // this returns. Destroying the manager, `options.cancel` and the timeout end the wait. Null:
+  // nobody wants to know; a lock that is granted is released at once.
   void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
 
   // Waits for all of these resources, or none; duplicates are dropped, and an empty list succeeds
@@ -147,7 +148,7 @@ class LockManager {
   absl::StatusOr<LockSet> AcquireAll(absl::Span<const LockRequest> requests,
                                      LockOrder order = LockOrder::kSorted);
 
-  // The same without waiting; see AcquireAsync.
+  // The same without waiting; see AcquireAsync, also for a null `done`.
   void AcquireAllAsync(std::initializer_list<std::string_view> resources,
                        const AcquireOptions& options, AcquireAllCallback done);
   void AcquireAllAsync(absl::Span<const std::string> resources, const AcquireOptions& options,

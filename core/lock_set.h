@@ -68,11 +68,12 @@ class [[nodiscard]] LockSet {
   std::stop_token stop_token() const;
 
   // Calls `callback` on the manager's executor when the set, which nobody wanted until then, is
-  // asked to yield: at once if that already happened. See Lock::OnYieldRequested().
+  // asked to yield: at once if that already happened. Null removes an earlier callback. See
+  // Lock::OnYieldRequested().
   void OnYieldRequested(absl::AnyInvocable<void()> callback);
 
   // Calls `callback` on the manager's executor when the first member is lost, with its state. At
-  // most once. See Lock::OnLost().
+  // most once. Null removes an earlier callback. See Lock::OnLost().
   void OnLost(absl::AnyInvocable<void(LockState)> callback);
 
   // Gives all members back, whatever becomes of some of them, and waits for the backend. The first
@@ -80,6 +81,7 @@ class [[nodiscard]] LockSet {
   absl::Status Release();
 
   // The same without waiting; `done` runs on the manager's executor, also if this set is gone.
+  // Null: nobody wants to know.
   void ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done = nullptr);
 
   // Makes every member last for at least `lease` from now; the first error in the order of the

@@ -83,7 +83,7 @@ class Locker {
   // kExecutionTimeout (max_execution_time, counted for each hold), kOccupationTimeout
   // (max_occupation_time, counted from here to the end), kCancelled (the handle's Cancel, or
   // options.cancel), after which the body is not resumed from its next checkpoint;
-  // kInvalidArgument: joined lockers of different managers.
+  // kInvalidArgument: joined lockers of different managers, or a null body.
   template <typename Body>
   auto Start(Body body) const {
     return Start(std::move(body), AlwaysReject());
@@ -92,15 +92,19 @@ class Locker {
   auto Start(Body body, Handler recovery) const {
     using T = internal::BodyType<Body, R...>;
     using Run = internal::TransactionRunOf<T, R...>;
-    const auto run = internal::RefPtr<Run>::Adopt(
-        new Run(core_, names_, options_, resources_, TransactionBody<T, R...>(std::move(body)),
-                RecoveryHandler<T, R...>(std::move(recovery))));
-    if (one_manager_) {
-      run->Start();
-    } else {
+    TransactionBody<T, R...> kept(std::move(body));
+    const bool runs = kept != nullptr;
+    const auto run =
+        internal::RefPtr<Run>::Adopt(new Run(core_, names_, options_, resources_, std::move(kept),
+                                             RecoveryHandler<T, R...>(std::move(recovery))));
+    if (!one_manager_) {
       run->StartWith(
           MakeError(Reason::kInvalidArgument,
                     "joined lockers must be of one lock manager, but are of different ones"));
+    } else if (!runs) {
+      run->StartWithoutBody();
+    } else {
+      run->Start();
     }
     return TransactionHandle<T>(internal::RefPtr<internal::TransactionRunFor<T>>::Share(run.get()));
   }

@@ -174,6 +174,12 @@ void TransactionRun::StartWith(absl::Status error) {
   End(std::move(error));
 }
 
+void TransactionRun::StartWithoutBody() {
+  StartWith(MakeError(
+      Reason::kInvalidArgument,
+      absl::StrCat("body must not be null, but is null (locking ", ResourcesForMessage(), ")")));
+}
+
 void TransactionRun::Cancel() { Stop(Reason::kCancelled, "it was cancelled by the caller"); }
 
 void TransactionRun::Stop(Reason reason, std::string_view why) {
@@ -210,6 +216,7 @@ void TransactionRun::WhenDone(absl::AnyInvocable<void()> callback) {
       return;
     }
   }
+  if (callback == nullptr) return;
   core_->RunUser([run = RefPtr<TransactionRun>::Share(this),
                   callback = std::move(callback)]() mutable { callback(); });
 }

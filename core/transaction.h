@@ -225,6 +225,7 @@ class TransactionRun : public RefCounted<TransactionRun> {
   void Start();
   // Begins and fails at once.
   void StartWith(absl::Status error);
+  void StartWithoutBody();
   void Cancel();
   bool done() const;
   // Waits until it is done. False: that could hang here.
@@ -814,8 +815,13 @@ class [[nodiscard]] TransactionHandle {
     return run_->Take();
   }
 
-  // Calls `callback` once with the result, on the executor, possibly before this returns.
+  // Calls `callback` once with the result, on the executor, possibly before this returns. Replaces
+  // an earlier callback; null: removes it.
   void OnDone(absl::AnyInvocable<void(TransactionResult<T>)> callback) {
+    if (callback == nullptr) {
+      run_->WhenDone(nullptr);
+      return;
+    }
     run_->WhenDone(
         [run = run_.get(), callback = std::move(callback)]() mutable { callback(run->Take()); });
   }

@@ -577,6 +577,7 @@ RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOpti
 
 void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& options,
                                AcquireCallback done) {
+  if (done == nullptr) done = [](const absl::StatusOr<Lock>&) {};  // Its end releases the lock.
   StartAcquire(resource, options, WithOwner(std::move(done)), /*member=*/false);
 }
 
@@ -741,6 +742,7 @@ absl::StatusOr<LockSet> ManagerCore::AcquireAll(std::vector<LockRequest> request
 
 void ManagerCore::AcquireAllAsync(std::vector<LockRequest> requests, LockOrder order,
                                   AcquireAllCallback done) {
+  if (done == nullptr) done = [](const absl::StatusOr<LockSet>&) {};
   absl::StatusOr<RefPtr<SetRequest>> request =
       SetRequest::Create(*this, std::move(requests), order);
   if (request.ok()) {

@@ -213,6 +213,29 @@ TEST_F(TransactionTest, AnExceptionFromTheBodyBecomesItsError) {
   ExpectNothingLeft();
 }
 
+TEST_F(TransactionTest, ANullBodyOrCallbackDoesNoHarm) {
+  int data = 0;
+  Locker locker(*locks_, "it", data);
+  const TransactionResult<int> refused = locker.Start(TransactionBody<int, int>()).Wait();
+  EXPECT_EQ(ReasonOf(refused.status()), Reason::kInvalidArgument);
+  EXPECT_THAT(refused.status().message(), HasSubstr("body must not be null, but is null"));
+  EXPECT_THAT(refused.status().message(), HasSubstr("'it'"));
+
+  const auto sleeps = [](int&, TransactionContext& ctx) -> Transaction<int> {
+    co_await ctx.Sleep(absl::Seconds(1));
+    co_return 1;
+  };
+  bool told = false;
+  auto handle = locker.Start(sleeps);
+  handle.OnDone([&](const TransactionResult<int>&) { told = true; });
+  handle.OnDone(nullptr);
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_TRUE(handle.done());
+  EXPECT_FALSE(told) << "it was removed";
+  handle.OnDone(nullptr);
+  EXPECT_EQ(*handle.Wait(), 1) << "nobody has taken the result";
+}
+
 TEST_F(TransactionTest, AResultIsTakenOnce) {
   auto handle = logs_.Start(ThreeSteps);
   clock_.AdvanceBy(absl::Seconds(3));
