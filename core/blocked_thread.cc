@@ -77,9 +77,11 @@ BlockedThread::~BlockedThread() {
 
 void BlockedThread::Expect(std::shared_ptr<AnswerSource> source, int descriptor, uint64_t loan) {
   for (Expected& one : expected_) {
-    if (one.source == source && !one.over) {
+    // Also where it was over for the moment, as long as it has not been ended.
+    if (one.source == source && (!one.over || one.loan == loan)) {
       one.descriptor = descriptor;
       one.loan = loan;
+      one.over = false;
       return;
     }
   }
@@ -103,7 +105,13 @@ void BlockedThread::Await(internal::Blocker& blocker) {
   static thread_local Bell bell;
   while (!expected_.empty()) {
     const int descriptor = bell.descriptor();
-    if (descriptor < 0 || !blocker.BeginPolling(descriptor)) break;
+    if (descriptor < 0) {
+      // Nothing could wake it, so it must not keep others from reading.
+      for (Expected& one : expected_) one.over = true;
+      DropOver();
+      break;
+    }
+    if (!blocker.BeginPolling(descriptor)) break;
     absl::InlinedVector<pollfd, 8> polled = {{.fd = descriptor, .events = POLLIN, .revents = 0}};
     for (const Expected& one : expected_) {
       polled.push_back({.fd = one.descriptor, .events = POLLIN, .revents = 0});

@@ -40,7 +40,8 @@ class AnswerSource {
 
   // Reads what is there without waiting, and completes what is answered; this may call back. False
   // if the thread that calls has no answer to expect from here any more, or must not read here any
-  // longer, because the connection broke or was taken back. After false it is not called again.
+  // longer, because the connection broke or was taken back. After false it is not called again,
+  // unless something is expected from here anew.
   virtual bool Fetch(uint64_t loan) = 0;
 
   // The thread that calls reads here no longer. The last call of each that expected something here,

@@ -1,6 +1,7 @@
 // Executor is where user callbacks run: grants, yield requests, losses, coroutine resumptions.
 //
-//   InlineExecutor()   on the thread where the event happened (default): fastest.
+//   InlineExecutor()   on the thread where the event happened (default): fastest. That may be a
+//                      thread inside a blocking call of the library, holding mutexes of its own.
 //   NewThreadPool(n)   on n threads of its own: a slow callback delays nobody else.
 //   your own           derive from Executor and post to your event loop.
 //

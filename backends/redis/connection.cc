@@ -95,6 +95,7 @@ void Connection::Start() { Connect(); }
 void Connection::Stop() {
   if (state_ == State::kStopped) return;
   state_ = State::kStopped;
+  last_failure_ = BackendUnavailableError("the backend is shut down");
   CloseSocket();
   {
     absl::MutexLock lock(&mutex_);
@@ -108,7 +109,6 @@ void Connection::Stop() {
   }
   uv_close(reinterpret_cast<uv_handle_t*>(&deadline_timer_), nullptr);
   uv_close(reinterpret_cast<uv_handle_t*>(&reconnect_timer_), nullptr);
-  last_failure_ = BackendUnavailableError("the backend is shut down");
   FailCalls(last_failure_);
 }
 
@@ -209,7 +209,9 @@ void Connection::UpdatePoll() {
 }
 
 void Connection::SetWatched() {
-  const uint32_t wanted = (lent_ ? 0u : uint32_t{EPOLLIN}) | (wants_out_ ? uint32_t{EPOLLOUT} : 0u);
+  // Its end is for the loop in any case.
+  const uint32_t wanted =
+      (lent_ ? uint32_t{EPOLLRDHUP} : uint32_t{EPOLLIN}) | (wants_out_ ? uint32_t{EPOLLOUT} : 0u);
   if (wanted == watched_ || watch_fd_ < 0) return;
   watched_ = wanted;
   epoll_event event{};
@@ -261,7 +263,13 @@ void Connection::OnLoanTimer() {
   if (!loan_timer_runs_ || read(loan_timer_fd_, &times, sizeof times) < 0) return;
   loan_timer_runs_ = false;
   if (!lent_) return;
-  if (borrower_ == nullptr && loan_ == loan_at_last_look_) {
+  // Nobody borrows it any more; or who does is busy with something else, and leaves it unread.
+  bool idle = loan_ == loan_at_last_look_;
+  if (idle && borrower_ != nullptr) {
+    pollfd now{.fd = socket_fd_, .events = POLLIN, .revents = 0};
+    idle = poll(&now, 1, 0) == 1;
+  }
+  if (idle) {
     TakeBack();
   } else {
     StartLoanTimer();
@@ -327,9 +335,15 @@ bool Connection::Fetch(uint64_t loan) {
   }
   for (Answered& one : here) {
     if (one.call->OnReplyElsewhere(*one.reply)) continue;
-    absl::MutexLock lock(&mutex_);
-    answered_.push_back(std::move(one));
-    work = true;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!stopped_) {
+        answered_.push_back(std::move(one));
+        work = true;
+        continue;
+      }
+    }
+    one.call->OnFailure(true, BackendUnavailableError("the backend is shut down"));
   }
   bool more;
   {
@@ -614,7 +628,7 @@ Connection::Direct Connection::SendDirectly(std::unique_ptr<Call>& call,
 void Connection::AllowDirect() {
   // Without the timer nobody would notice that no reply comes. TLS is not for two threads.
   const bool allowed = state_ == State::kReady && ssl_ == nullptr && !write_blocked_ &&
-                       out_.empty() && settings_.channel.empty() &&
+                       out_.empty() && settings_.channel.empty() && !reading_ &&
                        uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0;
   absl::MutexLock lock(&mutex_);
   direct_fd_ = allowed && left_over_.empty() ? static_cast<int>(context_->fd) : -1;
@@ -652,13 +666,15 @@ void Connection::Read() {
     absl::MutexLock lock(&mutex_);
     if (lent_) {
       // It was lent when this was under way already, or it broke.
-      pollfd now{.fd = socket_fd_, .events = 0, .revents = 0};
+      pollfd now{.fd = socket_fd_, .events = POLLRDHUP, .revents = 0};
       if (poll(&now, 1, 0) != 1) return;
       TakeBack();
     }
     // What was said unasked must not become the answer to a request that is made meanwhile.
     direct_fd_ = -1;
   }
+  // What is handled may flush, and that may read.
+  const bool within = std::exchange(reading_, true);
   do {
     ERR_clear_error();
     int result;
@@ -679,41 +695,47 @@ void Connection::Read() {
     ReadReplies();
     if (poll_ != polled) return;
   } while (ssl_ != nullptr && SSL_pending(ssl_) > 0);
+  reading_ = within;
   AllowDirect();
 }
 
 void Connection::ReadReplies() {
   Poll* const polled = poll_;
   for (;;) {
-    void* raw = nullptr;
+    Reply reply;
+    std::unique_ptr<Call> call;
+    bool is_answer = false;
     int result;
     {
       absl::MutexLock lock(&context_mutex_);
+      void* raw = nullptr;
       result = redisGetReplyFromReader(context_, &raw);
+      reply.reset(static_cast<redisReply*>(raw));
+      is_answer = reply != nullptr && IsAnswer(*reply);
+      if (is_answer) {
+        absl::MutexLock calls_lock(&mutex_);
+        if (!in_flight_.empty()) call = TakeOldest().call;
+      }
     }
     if (result != REDIS_OK) {
       return Fail(absl::StrCat("the server does not speak Redis' protocol: ",
                                absl::CHexEscape(context_->errstr)));
     }
-    if (raw == nullptr) return;
-    const Reply reply(static_cast<redisReply*>(raw));
-    Handle(*reply);
+    if (reply == nullptr) return;
+    if (is_answer) {
+      HandleAnswer(std::move(call), *reply);
+    } else if (state_ == State::kGreeting) {
+      OnGreetingReply(*reply);
+    } else if (reply->elements == 3) {
+      listener_.OnMessage(TextOf(*reply->element[2]));
+    }
     if (poll_ != polled) return;
   }
 }
 
-void Connection::Handle(const redisReply& reply) {
-  if (!settings_.channel.empty() && KindOf(reply) == "message") {
-    if (reply.elements == 3) listener_.OnMessage(TextOf(*reply.element[2]));
-    return;
-  }
-  if (state_ == State::kGreeting && greeted_ < greeting_.size()) return OnGreetingReply(reply);
-  std::unique_ptr<Call> call;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!in_flight_.empty()) call = TakeOldest().call;
-  }
-  HandleAnswer(std::move(call), reply);
+bool Connection::IsAnswer(const redisReply& reply) const {
+  if (state_ == State::kGreeting) return greeted_ == greeting_.size();
+  return settings_.channel.empty() || KindOf(reply) != "message";
 }
 
 void Connection::HandleAnswer(std::unique_ptr<Call> call, const redisReply& reply) {
@@ -780,6 +802,7 @@ void Connection::CloseSocket() {
     direct_fd_ = -1;
     left_over_.clear();
     read_asked_ = false;
+    std::erase_if(answered_, [](const Answered& one) { return one.call == nullptr; });
     // Whoever waits for it is to look again.
     if (lent_) shutdown(socket_fd_, SHUT_RDWR);
     lent_ = false;
@@ -795,6 +818,7 @@ void Connection::CloseSocket() {
   ssl_ = nullptr;
   out_.clear();
   write_blocked_ = false;
+  reading_ = false;
 }
 
 void Connection::FailCalls(const absl::Status& why) {

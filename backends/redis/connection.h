@@ -146,7 +146,8 @@ class Connection : public AnswerSource {
   void ReadReplies() ABSL_LOCKS_EXCLUDED(context_mutex_, mutex_);
   // What another thread has read and left to this one.
   void HandleAnswered() ABSL_LOCKS_EXCLUDED(mutex_);
-  void Handle(const redisReply& reply);
+  // Or else a reply to the greeting, or a message.
+  bool IsAnswer(const redisReply& reply) const;
   void HandleAnswer(std::unique_ptr<Call> call, const redisReply& reply);
   void Write() ABSL_LOCKS_EXCLUDED(context_mutex_, mutex_);
   bool WatchSocket() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -182,6 +183,8 @@ class Connection : public AnswerSource {
   Poll* poll_ = nullptr;
   Resolving* resolving_ = nullptr;
   bool write_blocked_ = false;
+  // Replies are being handled: until they all are, nobody else may send, and so borrow and read.
+  bool reading_ = false;
   uv_timer_t deadline_timer_;          // Connecting, or the oldest call.
   uv_timer_t reconnect_timer_;         // The next attempt, or the next ping.
   std::vector<std::string> greeting_;  // The names of the greeting's commands, in order.

@@ -90,9 +90,9 @@ struct RedisBackendOptions {
   absl::Duration waiter_lease = absl::Seconds(6);
 
   // How long the backend's destructor waits for what is under way, so that a release is not lost.
-  // The last user of a backend may be the completion of a release, on the backend's own thread;
-  // then the end of the program (return from main, exit()) waits instead, as it does for every
-  // release that is under way. _exit() and a signal wait for nothing. At most 1 h.
+  // The last user of a backend may be the completion of a release, also on the backend's own
+  // thread; then the end of the program (return from main, exit()) waits instead, as it does for
+  // every release that is under way. _exit() and a signal wait for nothing. At most 1 h.
   absl::Duration shutdown_timeout = absl::Milliseconds(500);
 
   RedisTlsOptions tls = {};
@@ -102,9 +102,10 @@ struct RedisBackendOptions {
 // cannot be reached, refuses the login, or is something else than Redis; kUnimplemented if it is
 // part of a Redis Cluster. Blocks for at most connect_timeout, on wait_for_connection.
 //
-// Thread safety of the backend: as LockingProtocol; completions and events run on its I/O thread.
-// It reconnects by itself. Releases that fail are repeated in the background until max_lease is
-// over. Do not use it in a child made by fork().
+// Thread safety of the backend: as LockingProtocol; events run on its I/O thread, and so do
+// completions, but for those that a thread inside a blocking call reads (core/blocked_thread.h):
+// its own, and others that come along. It reconnects by itself. Releases that fail are repeated in
+// the background until max_lease is over. Do not use it in a child made by fork().
 absl::StatusOr<std::shared_ptr<LockingProtocol>> ConnectRedisBackend(RedisBackendOptions options);
 
 }  // namespace latchkey

@@ -1,6 +1,7 @@
 // A thread that waits in poll() for an answer: what wakes it, and what it says to the sources.
 #include "latchkey/core/blocked_thread.h"
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -221,6 +222,50 @@ TEST(BlockedThreadTest, ASourceMayBeLentAnewWhileTheOldLoanEnds) {
   EXPECT_EQ(source->loans, std::vector<uint64_t>({1, 2}));
   EXPECT_EQ(source->ended, std::vector<uint64_t>({2}));
   source->ended.clear();
+}
+
+TEST(BlockedThreadTest, WhatIsOverForTheMomentMayBeExpectedAnewUnderTheSameLoan) {
+  Blocker blocker;
+  BlockedThread thread(AcquisitionId::Next());
+  auto first = std::make_shared<Source>([&](char byte) {
+    if (byte == '!') blocker.SetReady();
+    return false;
+  });
+  auto second = std::make_shared<Source>([&](char) {
+    thread.Expect(first, first->descriptor(), 1);
+    first->Say('!');
+    return false;
+  });
+  first->Say('a');
+  second->Say('a');
+  thread.Expect(first, first->descriptor(), 1);
+  thread.Expect(second, second->descriptor(), 1);
+  thread.Await(blocker);
+  EXPECT_TRUE(blocker.IsReady());
+  EXPECT_EQ(first->loans.size(), 2);
+  EXPECT_EQ(first->ended.size(), 1);
+}
+
+// Nothing could wake it, so it must leave the reading to others.
+TEST(BlockedThreadTest, WithoutDescriptorsLeftItEndsItsLoans) {
+  auto source = std::make_shared<Source>([](char) { return true; });
+  std::thread([&] {  // One that has none of its own yet.
+    rlimit before;
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    const int lowest = dup(0);
+    close(lowest);
+    rlimit none = before;
+    none.rlim_cur = static_cast<rlim_t>(lowest);
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    Blocker blocker;
+    BlockedThread thread(AcquisitionId::Next());
+    thread.Expect(source, source->descriptor(), 1);
+    thread.Await(blocker);
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+    EXPECT_FALSE(blocker.IsReady());
+    EXPECT_EQ(source->ended.size(), 1);
+  })
+      .join();
 }
 
 TEST(BlockedThreadTest, AChildMadeByForkWakesByItself) {
