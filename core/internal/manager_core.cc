@@ -581,21 +581,24 @@ void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& opti
   StartAcquire(resource, options, WithOwner(std::move(done)), /*member=*/false);
 }
 
-void ManagerCore::StartAcquire(ResourceName resource, const AcquireOptions& options,
-                               AcquireCallback done, bool member) {
+RefPtr<Waiter> ManagerCore::StartAcquire(ResourceName resource, const AcquireOptions& options,
+                                         AcquireCallback done, bool member) {
   // Whoever is told may destroy the manager.
   CoreShard& shard = ShardOf(resource);
   shard.Ref();
   Attempt attempt;
+  RefPtr<Waiter> waiter;
   std::optional<absl::StatusOr<Lock>> now = Begin(resource, options, {}, attempt);
   if (!now) {
-    Wait(resource, options, attempt, std::move(done), /*direct=*/member, /*gives_way=*/member);
+    waiter =
+        Wait(resource, options, attempt, std::move(done), /*direct=*/member, /*gives_way=*/member);
   } else if (member) {
     done(*std::move(now));
   } else {
     RunUser([done = std::move(done), lock = *std::move(now)]() mutable { done(std::move(lock)); });
   }
   shard.Unref();
+  return waiter;
 }
 
 absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const AcquireOptions& options) {
@@ -810,8 +813,8 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     refused = GiveUpError(w, queue, Reason::kAttemptsExhausted);
   } else if (w.acquire_timeout == absl::ZeroDuration() && first && first->token == 0) {
     refused = GiveUpError(w, queue, Reason::kAcquireTimeout);
-  } else if (!joins && !Admit(queue, w)) {
-    refused = GiveUpError(w, queue, Reason::kTooManyPending);
+  } else if (!joins && !(refused = Admit(queue, w)).ok()) {
+    // Nothing changes for it.
   } else {
     w.queue = &queue;
     w.came_after = queue.questions;
@@ -874,7 +877,7 @@ void ManagerCore::Tell(const ResourceName& resource, const QueueChange& change) 
   if (change.by != 0) observer()->OnQueueLength(resource.bytes(), change.length, change.by);
 }
 
-bool ManagerCore::Admit(WaitQueue& queue, const Waiter& waiter) {
+absl::Status ManagerCore::Admit(WaitQueue& queue, const Waiter& waiter) {
   const AdmissionPolicy& policy =
       waiter.admission != nullptr ? *waiter.admission : *options_.admission;
   AdmissionContext context{.priority = waiter.plan.priority,
@@ -883,12 +886,20 @@ bool ManagerCore::Admit(WaitQueue& queue, const Waiter& waiter) {
   Waiter* const lowest = queue.least_urgent();
   if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
   const Admission admission = policy.Decide(context);
+  if (admission == Admission::kReject) {
+    return GiveUpError(waiter, queue, Reason::kTooManyPending,
+                       absl::StrCat(" (", policy.Explain(context), ")"));
+  }
   if (admission == Admission::kShedLowest && lowest != nullptr) {
     lowest->shard->mu.AssertHeld();
-    Finish(*lowest, GiveUpError(*lowest, queue, Reason::kTooManyPending),
-           MayHaveLeftSomething(*lowest));
+    Finish(
+        *lowest,
+        GiveUpError(*lowest, queue, Reason::kTooManyPending,
+                    absl::StrCat(" (", policy.Explain(context),
+                                 "), and it was shed for one of priority ", waiter.plan.priority)),
+        MayHaveLeftSomething(*lowest));
   }
-  return admission != Admission::kReject;
+  return absl::OkStatus();
 }
 
 bool ManagerCore::Finish(Waiter& waiter, absl::Status why, bool withdraw) {
@@ -938,16 +949,21 @@ bool ManagerCore::MayHaveLeftSomething(const Waiter& waiter) const {
   return waiter.ever_reserved || waiter.maybe_obtained || !capabilities_.answers_at_once;
 }
 
-absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& queue,
-                                      Reason reason) const {
+std::string ManagerCore::HolderForMessage(const Waiter& waiter) {
+  absl::MutexLock lock(&waiter.shard->mu);
+  if (!waiter.other_known) return "";
+  return absl::StrCat(" is held by ", OwnerForMessage(waiter.other_owner), " with priority ",
+                      waiter.other_priority, waiter.reserved ? ", which was asked to yield" : "");
+}
+
+absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& queue, Reason reason,
+                                      std::string_view detail) const {
   std::string message = absl::StrCat("could not lock ", ResourceForMessage(waiter.resource), ": ",
                                      WhyGivenUp(reason));
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(waiter.acquire_timeout), ")");
   }
-  if (reason == Reason::kTooManyPending) {
-    absl::StrAppend(&message, " (", queue.pending(), " for this resource)");
-  }
+  absl::StrAppend(&message, detail);
   // Whoever stands behind others in the queue never asked; those before it did.
   const Waiter* informed = waiter.other_known ? &waiter : nullptr;
   for (const RefPtr<Waiter>& other : queue.registered) {
@@ -1415,8 +1431,8 @@ void ManagerCore::HandleFirstAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&
 }
 
 bool ManagerCore::Join(Waiter& waiter, bool withdraw) {
-  if (!Admit(*waiter.queue, waiter)) {
-    Finish(waiter, GiveUpError(waiter, *waiter.queue, Reason::kTooManyPending), withdraw);
+  if (absl::Status refused = Admit(*waiter.queue, waiter); !refused.ok()) {
+    Finish(waiter, std::move(refused), withdraw);
     return false;
   }
   waiter.joining = false;

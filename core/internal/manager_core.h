@@ -360,8 +360,9 @@ class ManagerCore {
   };
   QueueChange ChangeOf(WaitQueue& queue);
   void Tell(const ResourceName& resource, const QueueChange& change);
-  // Asks the admission policy whether this request may wait, and makes room if it says so.
-  bool Admit(WaitQueue& queue, const Waiter& waiter)
+  // Asks the admission policy whether this request may wait, and makes room if it says so. The
+  // error of a request that may not.
+  absl::Status Admit(WaitQueue& queue, const Waiter& waiter)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   WaitQueue* FindQueue(CoreShard& shard, const ResourceName& resource)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu);
@@ -372,11 +373,16 @@ class ManagerCore {
 
   // For a member of a set that holds others: told with no executor in between, on whatever thread
   // the news comes.
-  void AcquireMember(ResourceName resource, const AcquireOptions& options, AcquireCallback done) {
-    StartAcquire(resource, options, std::move(done), /*member=*/true);
+  // Null: it need not wait.
+  RefPtr<Waiter> AcquireMember(ResourceName resource, const AcquireOptions& options,
+                               AcquireCallback done) {
+    return StartAcquire(resource, options, std::move(done), /*member=*/true);
   }
-  void StartAcquire(ResourceName resource, const AcquireOptions& options, AcquireCallback done,
-                    bool member);
+  RefPtr<Waiter> StartAcquire(ResourceName resource, const AcquireOptions& options,
+                              AcquireCallback done, bool member);
+  // For messages: " is held by 'bob' with priority 3, which was asked to yield"; empty if it has
+  // not heard who holds.
+  static std::string HolderForMessage(const Waiter& waiter);
   // Takes the lock if it is free; else `done` gets the answer beside the error. Told directly.
   // `options` must outlive the call of `done`.
   using TryCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>, std::optional<ObtainReply>)>;
@@ -414,7 +420,9 @@ class ManagerCore {
   // Has the backend to be told that this waiter does not want the lock any more?
   bool MayHaveLeftSomething(const Waiter& waiter) const;
   // `queue` is that in which it waits, or would have.
-  absl::Status GiveUpError(const Waiter& waiter, const WaitQueue& queue, Reason reason) const;
+  // `detail` follows the reason in words.
+  absl::Status GiveUpError(const Waiter& waiter, const WaitQueue& queue, Reason reason,
+                           std::string_view detail = {}) const;
   void Complete(Waiter& waiter);
 
   void Pump(CoreShard& shard, const ResourceName& resource) ABSL_LOCKS_EXCLUDED(shard.mu);

@@ -25,10 +25,20 @@ absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status) {
       ReasonOf(status) != Reason::kAcquireTimeout) {
     return status;
   }
-  return MakeError(Reason::kOccupationTimeout,
-                   absl::StrCat("max_occupation_time is over (",
-                                absl::FormatDuration(options.max_occupation_time),
-                                ") before the body could begin: ", status.message()));
+  // It was waited for with this limit under another name, which the caller never gave.
+  const std::string limit =
+      absl::StrCat(" is over (", absl::FormatDuration(options.max_occupation_time), ")");
+  const std::string meant =
+      absl::StrCat("max_occupation_time", limit, " before the body could begin");
+  const std::string said = absl::StrCat("acquire_timeout", limit);
+  std::string message(status.message());
+  const size_t at = message.find(said);
+  if (at == std::string::npos) {
+    message = absl::StrCat(meant, ": ", message);
+  } else {
+    message.replace(at, said.size(), meant);
+  }
+  return MakeError(Reason::kOccupationTimeout, message);
 }
 
 RunState::RunState(Clock& clock, std::string_view resource, const AcquireOptions& options,

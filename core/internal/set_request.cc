@@ -312,7 +312,7 @@ void SetRequest::WaitFor(size_t index, bool reserve_only) {
   options.cancel = wait_stop_->get_token();
   options.acquire_timeout = absl::InfiniteDuration();
   options.max_attempts = reserve_only ? 1 : AcquireOptions::kUnlimited;
-  core_.AcquireMember(
+  waiter_ = core_.AcquireMember(
       members_[index]->resource, options,
       [self = RefPtr<SetRequest>::Share(this), round = round_, index](absl::StatusOr<Lock> lock) {
         self->Post(
@@ -322,6 +322,7 @@ void SetRequest::WaitFor(size_t index, bool reserve_only) {
 
 void SetRequest::OnGranted(Event& event) {
   wait_stop_.reset();
+  waiter_ = {};
   if (event.lock->ok()) {
     Take(*members_[event.index], **std::move(event.lock));
     if (!reserving_) {
@@ -390,6 +391,7 @@ void SetRequest::StopWaiting() {
   // Its answer, if it comes, is of a round gone by.
   std::stop_source stop = *std::move(wait_stop_);
   wait_stop_.reset();
+  waiter_ = {};
   stop.request_stop();
 }
 
@@ -458,10 +460,17 @@ void SetRequest::GiveUp(Reason reason) {
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(timeout_), ")");
   }
-  if (blocked_ < members_.size() && members_[blocked_]->other_known) {
+  if (blocked_ < members_.size()) {
     const Member& member = *members_[blocked_];
-    absl::StrAppend(&message, "; ", ResourceForMessage(member.resource), " is held by ",
-                    OwnerForMessage(member.other_owner), " with priority ", member.other_priority);
+    // Who waits knows better than what was heard before.
+    std::string holder = waiter_ ? ManagerCore::HolderForMessage(*waiter_) : "";
+    if (holder.empty() && member.other_known) {
+      holder = absl::StrCat(" is held by ", OwnerForMessage(member.other_owner), " with priority ",
+                            member.other_priority);
+    }
+    if (!holder.empty()) {
+      absl::StrAppend(&message, "; ", ResourceForMessage(member.resource), holder);
+    }
   }
   End(MakeError(reason, message));
 }

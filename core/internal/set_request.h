@@ -150,6 +150,7 @@ class SetRequest : public RefCounted<SetRequest> {
   size_t blocked_ = 0;  // The member that it waits for, or that was last in the way.
   absl::Time began_;
   std::optional<std::stop_source> wait_stop_;
+  RefPtr<Waiter> waiter_;  // Of the member that it waits for; may be null.
   std::vector<std::unique_ptr<std::stop_callback<CancelFn>>> cancels_;
 
   absl::Mutex mu_;

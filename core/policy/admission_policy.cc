@@ -1,5 +1,7 @@
 #include "latchkey/core/policy/admission_policy.h"
 
+#include "absl/strings/str_cat.h"
+
 namespace latchkey {
 namespace {
 
@@ -22,6 +24,14 @@ class LimitPolicy : public AdmissionPolicy {
     }
     return Admission::kReject;
   }
+  std::string Explain(const AdmissionContext& context) const override {
+    if (context.pending_on_resource >= limits_.per_resource) {
+      return absl::StrCat(context.pending_on_resource, " for this resource; per_resource is ",
+                          limits_.per_resource);
+    }
+    return absl::StrCat(context.pending_in_total, " in this manager; in_total is ",
+                        limits_.in_total);
+  }
 
  private:
   const PendingLimits limits_;
@@ -29,6 +39,11 @@ class LimitPolicy : public AdmissionPolicy {
 };
 
 }  // namespace
+
+std::string AdmissionPolicy::Explain(const AdmissionContext& context) const {
+  return absl::StrCat(context.pending_on_resource, " for this resource, ", context.pending_in_total,
+                      " in this manager");
+}
 
 std::shared_ptr<const AdmissionPolicy> AdmitAll() { return std::make_shared<AdmitAllPolicy>(); }
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <string>
 
 #include "latchkey/core/lease.h"
 
@@ -38,6 +39,9 @@ class AdmissionPolicy {
  public:
   virtual ~AdmissionPolicy() = default;
   virtual Admission Decide(const AdmissionContext& context) const = 0;
+  // For the error of whoever is not admitted, or is shed, in these circumstances: which limit was
+  // met, and how many wait. By default it says how many wait.
+  virtual std::string Explain(const AdmissionContext& context) const;
 };
 
 struct PendingLimits {

@@ -34,6 +34,7 @@ namespace latchkey {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr std::string_view kBob = "'bob' with priority 3";
 constexpr std::string_view kTaken =
@@ -78,6 +79,12 @@ class FailingProtocol : public LockingProtocol {
   const std::shared_ptr<LockingProtocol> wrapped_;
   BackendCapabilities capabilities_;
   absl::Status failure_;
+};
+
+// Admits nobody, and says no more than that.
+class Refuse : public AdmissionPolicy {
+ public:
+  Admission Decide(const AdmissionContext&) const override { return Admission::kReject; }
 };
 
 class ErrorMessagesTest : public LockManagerFixture {
@@ -179,14 +186,19 @@ void ErrorMessagesTest::ChecksOfWaiting() {
   Check("one attempt", locks_.Acquire("it", {.max_attempts = 1}).status(),
         Reason::kAttemptsExhausted, {"'it'", kBob, "max_attempts"});
   Check("nobody may wait", Ask("it", {.admission = LimitPending({.per_resource = 0})})->status(),
-        Reason::kTooManyPending, {"'it'", kBob, "too many requests wait already (0"});
+        Reason::kTooManyPending,
+        {"'it'", kBob, "too many requests wait already (0 for this resource; per_resource is 0)"});
 
   auto first = Ask("it", {.acquire_timeout = absl::Seconds(5)});
   auto behind = Ask("it", {.acquire_timeout = absl::Seconds(1)});
   auto thief = Ask("it", {.priority = 7, .acquire_timeout = absl::Seconds(2)});
   auto cancelled = Ask("it", {.cancel = cancel.get_token()});
   Check("the queue is full", Ask("it", {.admission = LimitPending({.per_resource = 4})})->status(),
-        Reason::kTooManyPending, {"'it'", kBob, "(4"});
+        Reason::kTooManyPending, {"'it'", kBob, "(4 for this resource; per_resource is 4)"});
+  Check("the manager is full", Ask("it", {.admission = LimitPending({.in_total = 3})})->status(),
+        Reason::kTooManyPending, {"'it'", kBob, "(4 in this manager; in_total is 3)"});
+  Check("the policy says no", Ask("it", {.admission = std::make_shared<Refuse>()})->status(),
+        Reason::kTooManyPending, {"'it'", kBob, "(4 for this resource, 4 in this manager)"});
   auto low = Ask("it", {.priority = -1});
   Check("shed",
         [&] {
@@ -194,7 +206,8 @@ void ErrorMessagesTest::ChecksOfWaiting() {
                      .admission = ShedLowestPriority({.per_resource = 5})});
           return low->status();
         }(),
-        Reason::kTooManyPending, {"'it'", kBob});
+        Reason::kTooManyPending,
+        {"'it'", kBob, "(5 for this resource; per_resource is 5)", "shed for one of priority 0"});
   cancel.request_stop();
   Check("cancelled", cancelled->status(), Reason::kCancelled, {"'it'", kBob, "cancelled"});
   Check("cancelled before", Ask("it", {.cancel = cancel.get_token()})->status(), Reason::kCancelled,
@@ -253,6 +266,18 @@ void ErrorMessagesTest::ChecksOfSets() {
         {"'a', 'it'", "'it' is held by", kBob, "(1s)"});
   Check("cancelled", cancelled->status(), Reason::kCancelled,
         {"'a', 'it'", "'it' is held by", kBob});
+  EXPECT_THAT(cancelled->status().message(), Not(HasSubstr("yield")));
+  {
+    std::stop_source other_cancel;
+    auto thief = AskAll({"a", "it"}, {.priority = 7, .acquire_timeout = absl::Seconds(1)});
+    clock_.AdvanceBy(absl::Seconds(1));
+    Check("a thief timed out", thief->status(), Reason::kAcquireTimeout,
+          {"'a', 'it'", "'it' is held by", kBob, ", which was asked to yield"});
+    thief = AskAll({"a", "it"}, {.priority = 7, .cancel = other_cancel.get_token()});
+    other_cancel.request_stop();
+    Check("a thief was cancelled", thief->status(), Reason::kCancelled,
+          {"'a', 'it'", "'it' is held by", kBob, ", which was asked to yield"});
+  }
   {
     std::optional<LockManager> other = NewManager();
     auto waits = std::make_shared<PendingSet>();
@@ -408,7 +433,16 @@ void ErrorMessagesTest::ChecksOfBodies() {
         [&](absl::Status status) { result = std::move(status); });
     clock_.AdvanceBy(absl::Seconds(1));
     Check("no lock in time", *result, Reason::kOccupationTimeout,
-          {"'it'", kBob, "max_occupation_time", "(1s)"});
+          {"'it'", kBob, "max_occupation_time is over (1s) before the body could begin"});
+    EXPECT_THAT(result->message(), Not(HasSubstr("acquire_timeout")));
+    locks_.RunAllAsync(
+        {"it", "that"}, {.max_occupation_time = absl::Seconds(1)},
+        [](LockContext, LockManager::FinishCallback) { FAIL(); },
+        [&](absl::Status status) { result = std::move(status); });
+    clock_.AdvanceBy(absl::Seconds(1));
+    Check("several, no lock in time", *result, Reason::kOccupationTimeout,
+          {"'it', 'that'", kBob, "max_occupation_time is over (1s) before the body could begin"});
+    EXPECT_THAT(result->message(), Not(HasSubstr("acquire_timeout")));
   }
   Check("wanted",
         locks_.Run("it", {},
