@@ -180,6 +180,7 @@ struct RunWhenLocked {
     }
     auto state = internal::RunState::Start(clock, name, options, asked, *std::move(locks));
     auto run = std::make_shared<AsyncRun>(state, std::move(done));
+    const internal::NamedOwnerInForce in_force(options.owner);
     body(state->context(),
          [run = std::move(run)](absl::Status status) { run->Finish(std::move(status)); });
   }

@@ -46,6 +46,7 @@
 #include "latchkey/core/policy/preemption_policy.h"
 #include "latchkey/core/policy/queue_policy.h"
 #include "latchkey/core/policy/retry_policy.h"
+#include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
 
@@ -185,7 +186,8 @@ class LockManager {
   // Runs `body(LockContext&)` under the lock, on the calling thread, and returns what it returns:
   // absl::Status or absl::StatusOr<T>. A finite lease is renewed until it returns (unless
   // `auto_renew` is false), and the lock is released then. What it throws goes on to the caller
-  // after the release.
+  // after the release. If `owner` is given, it is in force for the body, as with a ScopedOwner:
+  // what the body locks without naming an owner enters what that one holds.
   //
   // `max_execution_time` (from the start of the body) and `max_occupation_time` (from this call)
   // ask the body to stop, see LockContext, and never free the lock under it. If one was over,
@@ -195,7 +197,7 @@ class LockManager {
   template <typename Body>
   auto Run(ResourceName resource, const AcquireOptions& options, Body&& body)
       -> std::invoke_result_t<Body, LockContext&> {
-    return RunUnder(BeginRun(resource, options), std::forward<Body>(body));
+    return RunUnder(BeginRun(resource, options), options.owner, std::forward<Body>(body));
   }
 
   // The same under several locks as one (AcquireAll): a request to yield, or a loss, of one of them
@@ -203,14 +205,15 @@ class LockManager {
   template <typename Body>
   auto RunAll(const std::vector<std::string>& resources, const AcquireOptions& options, Body&& body)
       -> std::invoke_result_t<Body, LockContext&> {
-    return RunUnder(BeginRunAll(resources, options), std::forward<Body>(body));
+    return RunUnder(BeginRunAll(resources, options), options.owner, std::forward<Body>(body));
   }
 
   // Both for bodies that finish later: `body` runs on the executor, and the lock is held until it,
   // or whoever it handed that to, calls `finish` with its status. Only the first call counts; a
-  // `finish` that is destroyed without a call counts as kCancelled. `done` (null: nobody wants to
-  // know) runs once, on the executor, with the result, after the release. kInvalidArgument: a null
-  // body.
+  // `finish` that is destroyed without a call counts as kCancelled. A given `owner` is in force for
+  // the body until it returns, and for the callbacks that it hands over. `done` (null: nobody wants
+  // to know) runs once, on the executor, with the result, after the release. kInvalidArgument: a
+  // null body.
   using FinishCallback = absl::AnyInvocable<void(absl::Status)>;
   using AsyncBody = absl::AnyInvocable<void(LockContext context, FinishCallback finish)>;
   void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
@@ -270,12 +273,15 @@ class LockManager {
                                           const AcquireOptions& options);
 
   template <typename Body>
-  static auto RunUnder(absl::StatusOr<LockContext> context, Body&& body)
+  static auto RunUnder(absl::StatusOr<LockContext> context, std::string_view owner, Body&& body)
       -> std::invoke_result_t<Body, LockContext&> {
     using Result = std::invoke_result_t<Body, LockContext&>;
     if (!context.ok()) return Result(context.status());
     internal::RunGuard guard(*std::move(context));
-    Result result = std::forward<Body>(body)(guard.context());
+    Result result = [&]() -> Result {
+      const internal::NamedOwnerInForce in_force(owner);
+      return std::forward<Body>(body)(guard.context());
+    }();
     if (absl::Status verdict = guard.Finish(internal::StatusOf(result)); !verdict.ok()) {
       return Result(std::move(verdict));
     }

@@ -13,6 +13,9 @@
 // over without an owner has none, whoever runs it. For tasks that you hand to threads of your own
 // there is BindOwner().
 //
+// Run, RunAll and their asynchronous forms with an `owner` of their own put that in force for their
+// body, as if it began with a ScopedOwner.
+//
 // A ScopedOwner belongs to its thread's stack, so it must not span a `co_await`: the coroutine may
 // go on on another thread, and the owner would stay in force on this one. Make it where the
 // coroutine is started instead:
@@ -63,6 +66,18 @@ class OwnerInForce {
  private:
   [[maybe_unused]] const SharedOwner* const owner_;
   const SharedOwner* const before_;
+};
+
+// Puts a named owner in force; without a name, what is in force stays.
+class NamedOwnerInForce {
+ public:
+  explicit NamedOwnerInForce(std::string_view name)
+      : owner_(name.empty() ? nullptr : std::make_shared<const std::string>(name)),
+        in_force_(owner_ == nullptr ? current_owner : &owner_) {}
+
+ private:
+  const SharedOwner owner_;
+  const OwnerInForce in_force_;
 };
 
 // The callback, which runs with the owner that is in force now.

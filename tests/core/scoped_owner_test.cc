@@ -3,14 +3,17 @@
 
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/executor.h"
 #include "latchkey/core/lock_manager.h"
@@ -19,6 +22,8 @@
 
 namespace latchkey {
 namespace {
+
+using ::testing::ElementsAre;
 
 class ScopedOwnerTest : public LockManagerFixture {};
 
@@ -170,6 +175,76 @@ TEST(ScopedOwnerDeathTest, ADebugBuildStopsAtAnOwnerThatEndsOutOfTurn) {
       "out of turn");
 }
 #endif
+
+// ---- Bodies with an owner of their own ----
+
+TEST_F(ScopedOwnerTest, TheOwnerOfABodyIsInForceInIt) {
+  const ScopedOwner around("around");
+  const absl::Status outer = locks_.Run("a", {.owner = "me"}, [&](LockContext&) {
+    EXPECT_EQ(ScopedOwner::Current(), "me");
+    return locks_.Run("a", {}, [&](LockContext&) {
+      EXPECT_EQ(ScopedOwner::Current(), "me");
+      EXPECT_EQ(locks_.Snapshot()[0].state.handles, 2);
+      return locks_.TryAcquire("a", {.owner = "around"}).status();
+    });
+  });
+  EXPECT_EQ(ReasonOf(outer), Reason::kHeldByOther) << outer;
+  EXPECT_EQ(ScopedOwner::Current(), "around");
+  EXPECT_EQ(locks_.RunAll({"a", "b"}, {.owner = "me"},
+                          [&](LockContext&) { return locks_.TryAcquire("b").status(); }),
+            absl::OkStatus());
+  ExpectNothingLeft();
+}
+
+TEST_F(ScopedOwnerTest, ABodyWithoutAnOwnerOfItsOwnRunsWithTheOneInForce) {
+  const ScopedOwner around("around");
+  EXPECT_EQ(locks_.Run("a", {},
+                       [&](LockContext&) {
+                         EXPECT_EQ(ScopedOwner::Current(), "around");
+                         return locks_.TryAcquire("a").status();
+                       }),
+            absl::OkStatus());
+}
+
+TEST_F(ScopedOwnerTest, AnOwnerEndsWithABodyThatThrows) {
+  EXPECT_THROW(static_cast<void>(locks_.Run(
+                   "a", {.owner = "me"},
+                   [](LockContext&) -> absl::Status { throw std::runtime_error("thrown"); })),
+               std::runtime_error);
+  EXPECT_EQ(ScopedOwner::Current(), "");
+  ExpectNothingLeft();
+}
+
+TEST_F(ScopedOwnerTest, TheOwnerOfABodyThatFinishesLaterIsInForceInIt) {
+  std::vector<LockManager::FinishCallback> bodies;
+  std::vector<std::string> owners;
+  const auto begin = [&](LockContext, LockManager::FinishCallback finish) {
+    owners.emplace_back(ScopedOwner::Current());
+    // What it hands over inherits the owner, too.
+    locks_.AcquireAsync("a", {}, [&](absl::StatusOr<Lock> lock) {
+      EXPECT_TRUE(lock.ok()) << lock.status();
+      owners.emplace_back(ScopedOwner::Current());
+    });
+    bodies.push_back(std::move(finish));
+  };
+  const auto done = [&](const absl::Status& status) {
+    EXPECT_TRUE(status.ok()) << status;
+    owners.push_back("done: " + std::string(ScopedOwner::Current()));
+  };
+  {
+    const ScopedOwner around("around");
+    locks_.RunAsync("a", {.owner = "me"}, begin, done);
+  }
+  ASSERT_EQ(bodies.size(), 1u);
+  bodies[0](absl::OkStatus());
+  EXPECT_THAT(owners, ElementsAre("me", "me", "done: around"));
+  owners.clear();
+  locks_.RunAllAsync({"a", "b"}, {.owner = "me"}, begin, done);
+  ASSERT_EQ(bodies.size(), 2u);
+  bodies[1](absl::OkStatus());
+  EXPECT_THAT(owners, ElementsAre("me", "me", "done: "));
+  ExpectNothingLeft();
+}
 
 // ---- Re-entrancy ----
 
