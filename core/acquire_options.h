@@ -67,7 +67,9 @@ struct AcquireOptions {
   // the backend do not count either: the request ends with the sixth in a row, whatever this says.
   int max_attempts = kUnlimited;
 
-  // Go before those of the same priority that wait already.
+  // Go before those of the same priority that wait already, and so before whoever is behind them;
+  // under FifoQueue(), where priorities do not order, to the front of the queue. One that has
+  // reserved keeps the reservation: only a higher priority takes it.
   bool skip_queue = false;
 
   // Gives the request up when it is requested to stop (kCancelled). Has no effect on a lock that

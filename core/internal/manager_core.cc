@@ -819,9 +819,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     w.queue = &queue;
     w.came_after = queue.questions;
     w.Ref();  // The queue's.
-    queue.order.Insert(w,
-                       options_.queue->Rank({.priority = w.plan.priority, .enqueued = w.enqueued}),
-                       options.skip_queue);
+    queue.order.Insert(w, RankOf(w, queue, options.skip_queue), options.skip_queue);
     if (!by_priority) {
       queue.priorities.Insert(w, -absl::int128(w.plan.priority), options.skip_queue);
     }
@@ -875,6 +873,20 @@ ManagerCore::QueueChange ManagerCore::ChangeOf(WaitQueue& queue) {
 
 void ManagerCore::Tell(const ResourceName& resource, const QueueChange& change) {
   if (change.by != 0) observer()->OnQueueLength(resource.bytes(), change.length, change.by);
+}
+
+absl::int128 ManagerCore::RankOf(const Waiter& waiter, const WaitQueue& queue,
+                                 bool skip_queue) const {
+  const Priority priority = waiter.plan.priority;
+  absl::int128 rank = options_.queue->Rank({.priority = priority, .enqueued = waiter.enqueued});
+  if (skip_queue && !queue.ranked_by_priority) {
+    queue.order.ForEach([&](const Waiter& other) {
+      if (other.plan.priority != priority) return true;
+      rank = std::min(rank, other.in_order.rank);
+      return false;
+    });
+  }
+  return rank;
 }
 
 absl::Status ManagerCore::Admit(WaitQueue& queue, const Waiter& waiter) {

@@ -360,6 +360,10 @@ class ManagerCore {
   };
   QueueChange ChangeOf(WaitQueue& queue);
   void Tell(const ResourceName& resource, const QueueChange& change);
+  // Its place in the queue's order. The rank of whoever skips is that of the first of its priority,
+  // unless its own comes before that: many policies give no two requests the same.
+  absl::int128 RankOf(const Waiter& waiter, const WaitQueue& queue, bool skip_queue) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // Asks the admission policy whether this request may wait, and makes room if it says so. The
   // error of a request that may not.
   absl::Status Admit(WaitQueue& queue, const Waiter& waiter)

@@ -30,7 +30,8 @@ class QueuePolicy {
   virtual ~QueuePolicy() = default;
 
   // The smallest rank is next. Called once for each request, when it begins to wait. Among equal
-  // ranks the first come is next, but for `skip_queue`, which goes before them.
+  // ranks the first come is next. A request with `skip_queue` gets the rank of the first of its
+  // priority that waits, if that is smaller than its own, and goes before those of its rank.
   virtual absl::int128 Rank(const WaitingRequest& request) const = 0;
 
   // May a request that has just arrived take a free lock before those who wait? Allowing it gives
@@ -49,7 +50,7 @@ struct QueueOptions {
 // Highest priority first, and first come first served among equals: the default.
 std::shared_ptr<const QueuePolicy> PriorityQueue(QueueOptions options = {});
 
-// First come first served, whatever the priority.
+// First come first served, whatever the priority. `skip_queue` goes to the front of them all.
 std::shared_ptr<const QueuePolicy> FifoQueue(QueueOptions options = {});
 
 struct AgeingOptions {

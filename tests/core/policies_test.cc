@@ -130,6 +130,82 @@ TEST_F(PoliciesTest, SkipQueueGoesToTheFrontOfItsPriority) {
   EXPECT_THAT(order_, ElementsAre("high", "jumps", "first"));
 }
 
+TEST_F(PoliciesTest, SkipQueueGoesBeforeItsPriorityInEveryOrder) {
+  const std::vector<std::shared_ptr<const QueuePolicy>> orders = {
+      PriorityQueue(), AgeingQueue({.step = absl::Milliseconds(100)}),
+      std::make_shared<LastInFirstOut>()};
+  for (const std::shared_ptr<const QueuePolicy>& order : orders) {
+    order_.clear();
+    LockManager locks = NewManager({.queue = order, .preemption = NeverPreempt()});
+    absl::StatusOr<Lock> held = locks.Acquire("a");
+    for (const char* name : {"1", "2", "3"}) {
+      Note(locks, name, {.priority = 1});
+      clock_.AdvanceBy(absl::Microseconds(1));
+    }
+    Note(locks, "skips", {.priority = 1, .skip_queue = true});
+    clock_.AdvanceBy(absl::Microseconds(1));
+    Note(locks, "skips later", {.priority = 1, .skip_queue = true});
+    ASSERT_TRUE(held->Release().ok());
+    ASSERT_EQ(order_.size(), 5u);
+    EXPECT_EQ(order_[0], "skips later");
+    EXPECT_EQ(order_[1], "skips");
+  }
+}
+
+TEST_F(PoliciesTest, SkipQueueUnderAgeingStaysBehindWhoeverIsAheadOfItsPriority) {
+  LockManager locks = NewManager(
+      {.queue = AgeingQueue({.step = absl::Milliseconds(100)}), .preemption = NeverPreempt()});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  Note(locks, "aged", {.priority = 0});
+  clock_.AdvanceBy(absl::Seconds(1));
+  Note(locks, "high", {.priority = 9});
+  Note(locks, "first", {.priority = 5});
+  Note(locks, "skips", {.priority = 5, .skip_queue = true});
+  Note(locks, "alone of its priority", {.priority = 7, .skip_queue = true});
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_THAT(order_, ElementsAre("aged", "high", "alone of its priority", "skips", "first"));
+}
+
+TEST_F(PoliciesTest, SkipQueueUnderFifoGoesToTheFront) {
+  LockManager locks = NewManager({.queue = FifoQueue(), .preemption = NeverPreempt()});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  Note(locks, "first", {.priority = 9});
+  Note(locks, "second", {.priority = 1});
+  Note(locks, "skips", {.priority = 1, .skip_queue = true});
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_THAT(order_, ElementsAre("skips", "first", "second"));
+}
+
+TEST_F(PoliciesTest, SkipQueueInAnOrderOfOnesOwnGoesBeforeAllOfTheRankOfItsPriority) {
+  // Two classes, of even and of odd priorities, each in the order of arrival.
+  class EvenFirst : public QueuePolicy {
+   public:
+    absl::int128 Rank(const WaitingRequest& request) const override { return request.priority % 2; }
+  };
+  LockManager locks =
+      NewManager({.queue = std::make_shared<EvenFirst>(), .preemption = NeverPreempt()});
+  absl::StatusOr<Lock> held = locks.Acquire("a");
+  Note(locks, "odd", {.priority = 1});
+  Note(locks, "even", {.priority = 4});
+  Note(locks, "skips", {.priority = 3, .skip_queue = true});
+  ASSERT_TRUE(held->Release().ok());
+  EXPECT_THAT(order_, ElementsAre("even", "skips", "odd"));
+}
+
+TEST_F(PoliciesTest, SkipQueueDoesNotDisplaceAReservationOfItsPriority) {
+  const std::vector<std::shared_ptr<const QueuePolicy>> orders = {
+      PriorityQueue(), FifoQueue(), AgeingQueue(), std::make_shared<LastInFirstOut>()};
+  for (const std::shared_ptr<const QueuePolicy>& order : orders) {
+    order_.clear();
+    LockManager locks = NewManager({.queue = order});
+    absl::StatusOr<Lock> held = locks.Acquire("a");
+    Note(locks, "has reserved", {.priority = 5});
+    Note(locks, "skips", {.priority = 5, .skip_queue = true});
+    ASSERT_TRUE(held->Release().ok());
+    EXPECT_THAT(order_, ElementsAre("has reserved", "skips"));
+  }
+}
+
 TEST_F(PoliciesTest, BargingIsRefusedWhereTheBackendCannot) {
   class Strict : public LockingProtocol {
    public:
