@@ -62,9 +62,11 @@ struct AcquireOptions {
   // operation.
   absl::Duration acquire_timeout = absl::InfiniteDuration();
 
-  // How often the backend may answer "denied" before the request fails; positive. Polls of a
-  // reservation do not count. With 1, a request that would have to queue fails at once. Failures of
-  // the backend do not count either: the request ends with the sixth in a row, whatever this says.
+  // How often the backend may answer "denied" before the request fails; positive. The first answer
+  // counts, and then each that its retry policy or an event asked for; being told again on coming,
+  // or coming back, to the front of the queue does not, nor do polls of a reservation. With 1, a
+  // request that would have to queue fails at once. Failures of the backend do not count either:
+  // the request ends with the sixth in a row, whatever this says.
   int max_attempts = kUnlimited;
 
   // Go before those of the same priority that wait already, and so before whoever is behind them;

@@ -840,8 +840,6 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     if (first) {
       HandleAnswer(w, *std::move(first));
     }
-    // It subscribes first and then looks, so it asks again once it is registered.
-    w.looking = w.attempts > 0;
     // Without time to wait, the first answer decides.
     if (w.queue != nullptr && has_timeout) {
       w.timeout_timer = clock_.RunAt(w.enqueued + w.acquire_timeout, [waiter] {
@@ -974,6 +972,9 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
                                      WhyGivenUp(reason));
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(waiter.acquire_timeout), ")");
+  }
+  if (reason == Reason::kAttemptsExhausted) {
+    absl::StrAppend(&message, " (", waiter.max_attempts, ")");
   }
   absl::StrAppend(&message, detail);
   // Whoever stands behind others in the queue never asked; those before it did.
@@ -1195,6 +1196,8 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
       if (waiter != nullptr && !waiter->registered) {
         waiter->registered = true;
         waiter->ask_due = !WouldBeDenied(*waiter, callbacks);
+        // It subscribes first and then looks, each time that it comes to the front.
+        waiter->look_due = waiter->ask_due;
         enter = RefPtr<Waiter>::Share(waiter);
         queue.registered.push_back(enter);
         break;
@@ -1422,8 +1425,7 @@ bool ManagerCore::TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answe
   } else {
     HandleAnswer(waiter, std::move(answer));
   }
-  // It subscribes when its turn comes, and then looks.
-  if (std::exchange(waiter.alone, false)) waiter.looking = waiter.attempts > 0;
+  waiter.alone = false;
   return false;
 }
 

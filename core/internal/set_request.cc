@@ -460,6 +460,7 @@ void SetRequest::GiveUp(Reason reason) {
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(timeout_), ")");
   }
+  if (reason == Reason::kAttemptsExhausted) absl::StrAppend(&message, " (", max_attempts_, ")");
   if (blocked_ < members_.size()) {
     const Member& member = *members_[blocked_];
     // Who waits knows better than what was heard before.

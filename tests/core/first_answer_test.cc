@@ -551,6 +551,28 @@ TEST_F(FirstAnswerTest, ComingToTheFrontIsNoSecondAttempt) {
   EXPECT_EQ(ReasonOf(behind->status()), Reason::kAttemptsExhausted);
 }
 
+TEST_F(FirstAnswerTest, NorIsComingBackToTheFront) {
+  for (const auto& queue : {PriorityQueue(), FifoQueue(), AgeingQueue()}) {
+    LockManager far = NewFarManager({.queue = queue, .retry = NoRetry()});
+    std::optional<absl::StatusOr<Lock>> held = locks_.Acquire("a", {.priority = 9});
+    auto waits = AskAndPass(far, "a", {.max_attempts = 2});
+    auto second = AskAndPass(far, "a", {.skip_queue = true});
+    auto first = AskAndPass(far, "a", {.skip_queue = true});
+    held.reset();
+    for (const auto& overtaking : {first, second}) {
+      Pass();
+      ASSERT_TRUE(overtaking->granted()) << overtaking->status();
+      EXPECT_FALSE(waits->result) << waits->status();
+      Pass();
+      overtaking->result.reset();
+    }
+    Pass();
+    ASSERT_TRUE(waits->granted()) << waits->status();
+    waits->result.reset();
+    Pass();
+  }
+}
+
 TEST_F(FirstAnswerTest, ToAskForSomebodyElseIsNoAttempt) {
   LockManager far = NewFarManager({.retry = FixedDelay(absl::Hours(1))},
                                   {"", {.drop_event = 1}, true, /*keeps_order=*/false});

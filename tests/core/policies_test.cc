@@ -13,6 +13,7 @@
 #include "absl/numeric/int128.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -412,6 +413,34 @@ TEST_F(PoliciesTest, WithOneAttemptARequestThatWouldQueueFailsAtOnce) {
   EXPECT_FALSE(reserves->result) << "a reservation is no denial, and its polls do not count";
 }
 
+TEST_F(PoliciesTest, ComingBackToTheFrontIsNoAttempt) {
+  for (const AcquireOptions& overtakes :
+       {AcquireOptions{.skip_queue = true}, AcquireOptions{.priority = 2}}) {
+    std::optional<absl::StatusOr<Lock>> held = locks_.Acquire("a", {.priority = 9});
+    auto waits = Ask("a", {.max_attempts = 2});
+    std::vector<std::shared_ptr<Pending>> overtaking;
+    for (int i = 0; i < 3; ++i) overtaking.push_back(Ask("a", overtakes));
+    held.reset();
+    for (int left = 3; left > 0; --left) {
+      EXPECT_FALSE(waits->result) << waits->status();
+      for (const std::shared_ptr<Pending>& one : overtaking) {
+        if (!one->granted()) continue;
+        one->result.reset();
+        break;
+      }
+    }
+    ASSERT_TRUE(waits->granted()) << waits->status();
+  }
+}
+
+TEST_F(PoliciesTest, TheErrorSaysHowManyAttemptsThereWere) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  EXPECT_THAT(Ask("a", {.max_attempts = 1})->status().message(),
+              HasSubstr("max_attempts are used up (1)"));
+  EXPECT_THAT(AskAll({"a", "b"}, {.max_attempts = 1})->status().message(),
+              HasSubstr("max_attempts are used up (1)"));
+}
+
 // Over a link on which no event arrives, so that a request learns only by asking again.
 class PollingTest : public PoliciesTest {
  protected:
@@ -447,6 +476,7 @@ TEST_F(PollingTest, AttemptsAreCountedEachTimeThatTheBackendDenies) {
     EXPECT_LE(settled, absl::Seconds(attempts - 1) + absl::Milliseconds(200));
     EXPECT_EQ(ReasonOf(pending->status()), Reason::kAttemptsExhausted);
     EXPECT_THAT(pending->status().message(), HasSubstr("'a'"));
+    EXPECT_THAT(pending->status().message(), HasSubstr(absl::StrCat("(", attempts, ")")));
   }
 }
 
