@@ -75,7 +75,8 @@ struct LockManagerOptions {
 struct ResourceSnapshot {
   // The holder and its successor, of whatever manager where the backend can tell, else of this one.
   ResourceState state = {};
-  // Those of this manager that wait, in the order in which they are next.
+  // Those of this manager that wait, in the order in which they are next: the successor, if it is
+  // one of them, and then by the queue policy.
   struct Waiter {
     std::string owner = {};
     Priority priority = 0;

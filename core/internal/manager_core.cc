@@ -1685,6 +1685,9 @@ std::vector<ResourceSnapshot> ManagerCore::Snapshot() {
                .reserved = waiter.reserved});
           return true;
         });
+        std::stable_partition(
+            snapshot.waiters.begin(), snapshot.waiters.end(),
+            [](const ResourceSnapshot::Waiter& waiter) { return waiter.reserved; });
       }
     }
     for (const RefPtr<Hold>& hold : holds) {

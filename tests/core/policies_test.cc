@@ -29,7 +29,9 @@
 namespace latchkey {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::Field;
 using ::testing::HasSubstr;
 
 // The last come is first: what a user's own order takes.
@@ -191,6 +193,25 @@ TEST_F(PoliciesTest, SkipQueueInAnOrderOfOnesOwnGoesBeforeAllOfTheRankOfItsPrior
   Note(locks, "skips", {.priority = 3, .skip_queue = true});
   ASSERT_TRUE(held->Release().ok());
   EXPECT_THAT(order_, ElementsAre("even", "skips", "odd"));
+}
+
+TEST_F(PoliciesTest, TheSnapshotListsTheSuccessorFirst) {
+  const auto is = [](Priority priority, bool reserved) {
+    return AllOf(Field(&ResourceSnapshot::Waiter::priority, priority),
+                 Field(&ResourceSnapshot::Waiter::reserved, reserved));
+  };
+  LockManager locks = NewManager({.queue = FifoQueue()});
+  std::optional<absl::StatusOr<Lock>> held = locks.Acquire("a");
+  auto first = Ask(locks, "a");
+  auto never = Ask(locks, "a", {.priority = 9, .preemption = NeverPreempt()});
+  auto reserves = Ask(locks, "a", {.priority = 5});
+  auto last = Ask(locks, "a", {.priority = 1});
+  const std::vector<ResourceSnapshot> seen = locks.Snapshot();
+  ASSERT_EQ(seen.size(), 1u);
+  EXPECT_EQ(seen[0].state.successor_priority, 5);
+  EXPECT_THAT(seen[0].waiters, ElementsAre(is(5, true), is(0, false), is(9, false), is(1, false)));
+  held.reset();
+  EXPECT_TRUE(reserves->granted());
 }
 
 TEST_F(PoliciesTest, SkipQueueDoesNotDisplaceAReservationOfItsPriority) {
