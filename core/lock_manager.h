@@ -132,7 +132,8 @@ class LockManager {
   // Waits for all of these resources, or none; duplicates are dropped, and an empty list succeeds
   // at once with a set of nothing. Nobody is asked to yield as long as another member cannot be had
   // anyway. If a member is taken away before the set is complete, everything is given back and
-  // asked for anew.
+  // asked for anew. With an empty list nothing is looked at: invalid options and a `cancel` that
+  // was requested to stop make no error.
   //
   // The timeout is one over all. An attempt, as in `max_attempts`, is a round in which some member
   // was not to be had even by preemption. Leases count from the moment when the set is complete,

@@ -105,6 +105,14 @@ TEST_F(LockSetTest, EmptyListSucceedsWithASetOfNothing) {
   EXPECT_TRUE(pending->granted());
 }
 
+TEST_F(LockSetTest, EmptyListSucceedsWhateverItsOptions) {
+  std::stop_source stopped;
+  stopped.request_stop();
+  const AcquireOptions options = {.max_attempts = 0, .cancel = stopped.get_token()};
+  EXPECT_TRUE(locks_.AcquireAll({}, options).ok());
+  EXPECT_TRUE(AskAll({}, options)->granted());
+}
+
 TEST_F(LockSetTest, EmptySetHoldsNothing) {
   LockSet set;
   EXPECT_EQ(set.state(), LockState::kEmpty);
