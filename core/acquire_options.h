@@ -25,9 +25,9 @@ struct AcquireOptions {
   static constexpr int kUnlimited = std::numeric_limits<int>::max();
 
   // Who locks. The same owner enters a lock that it holds already; any bytes. Each entry is a
-  // handle of its own, with its own release; the hold ends with the last, and its lease is that of
-  // the first entry until somebody extends it. Empty: the owner of the surrounding ScopedOwner, or
-  // else a fresh anonymous one, equal to nobody.
+  // handle of its own, with its own release and its own max_hold; the hold ends with the last.
+  // They share one lease, see `lease`. Empty: the owner of the surrounding ScopedOwner, or else a
+  // fresh anonymous one, equal to nobody.
   std::string owner = {};
 
   // Larger is more urgent; any int64. Entering a hold again raises its priority and never lowers
@@ -41,15 +41,25 @@ struct AcquireOptions {
   // How long the hold lasts unless extended; positive, and longer than the backend's margin. None:
   // infinite where the backend offers that (the in-memory one does), else the backend's default
   // lease, renewed.
+  //
+  // Entering a hold again does not change its lease: the new handle has what is left. From then on
+  // each extension, and each renewal, is for all handles. Where it is finite, those of a named
+  // owner look by themselves: a handle asks the backend when 60 % of the time that it knows of is
+  // over, and again for the rest. So it learns what another one did before its own time is over, as
+  // long as the backend answers; until then Lock::remaining() may say less than there is, never
+  // more.
   std::optional<absl::Duration> lease = std::nullopt;
 
   // Renew the lease in the background while the lock is held; plays no part where it is infinite.
   // None: only where the lease is finite because the backend has no infinite one; for the bodies of
-  // Run, RunAll and their asynchronous forms, always.
+  // Run, RunAll and their asynchronous forms, always. A hold that is entered again may have an end
+  // although this request asks for none: true renews it by what was left then.
   std::optional<bool> auto_renew = std::nullopt;
 
   // The hold ends after this time at the latest, renewed or not; positive. It keeps a stuck holder
-  // from holding for ever.
+  // from holding for ever. A hold that was entered again ends for this handle only (kExpired),
+  // which is given back then, one margin of the backend later, although its Lock is still there;
+  // the lock is free when the last handle has ended.
   absl::Duration max_hold = absl::InfiniteDuration();
 
   // How long a holder that this request preempts has to yield before the lock is taken by force;

@@ -99,7 +99,8 @@ class [[nodiscard]] Lock {
   }
 
   // How long the lock is exclusive at least, unless extended: infinite with an infinite lease and
-  // no forced preemption under way, zero if not held.
+  // no forced preemption under way, zero if not held. What other handles of the hold have extended
+  // is learnt some time later, see AcquireOptions::lease.
   absl::Duration remaining() const;
 
   // Requested to stop when somebody of higher priority asks for the lock, and when it is lost;

@@ -187,7 +187,8 @@ class LockManager {
 
   // Runs `body(LockContext&)` under the lock, on the calling thread, and returns what it returns:
   // absl::Status or absl::StatusOr<T>. A finite lease is renewed until it returns (unless
-  // `auto_renew` is false), and the lock is released then. What it throws goes on to the caller
+  // `auto_renew` is false), also that of a hold which it enters again: by its own lease, or if that
+  // is infinite, by what was left. The lock is released then. What it throws goes on to the caller
   // after the release. If `owner` is given, it is in force for the body, as with a ScopedOwner:
   // what the body locks without naming an owner enters what that one holds.
   //

@@ -363,7 +363,8 @@ class LockingProtocol {
   virtual void Release(const HoldRef& hold, ReleaseCallback done) = 0;
 
   // Makes the hold last until at least now + `lease` (positive). Never shortens one, never revives
-  // one, and is refused while a successor waits.
+  // one, and is refused while a successor waits. The answer says what is left, so a manager asks
+  // for a nanosecond to learn what other handles have made of the lease.
   virtual void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) = 0;
 
   // Registers for the events of one acquisition. What already happened is told at once (also

@@ -19,6 +19,8 @@ constexpr double kRenewAfter = 0.6;
 // After a failure it is tried again this often before the end.
 constexpr double kRetryAfter = 0.25;
 constexpr absl::Duration kShortestRetry = absl::Milliseconds(1);
+// An extension never shortens, and answers what is left. By so little it asks for the answer only.
+constexpr absl::Duration kJustLooking = absl::Nanoseconds(1);
 
 // Never at once: renewing a lease of nanoseconds would keep a thread busy. Such a one ends.
 absl::Duration RenewAfter(absl::Duration left) {
@@ -110,10 +112,17 @@ void Hold::Start() {
     absl::MutexLock lock(&shard_->mu);
     shard_->holds.insert(this);
   }
-  if (terms_.auto_renew) {
+  if (terms_.valid_until != absl::InfiniteFuture() && AsksForTime()) {
     absl::MutexLock lock(&mu_);
     const absl::Time now = core.clock().Now();
     ArmRenewTimer(now + RenewAfter(valid_until_ - now));
+  }
+  if (terms_.hold_end != absl::InfiniteFuture() && MayBeShared()) {
+    // The lease may be that of another handle and last longer. The margin is for whoever looked
+    // just before the end.
+    absl::MutexLock lock(&mu_);
+    give_back_timer_ = core.clock().RunAt(terms_.hold_end + core.capabilities().lease_margin,
+                                          [hold = RefPtr<Hold>::Share(this)] { hold->GiveBack(); });
   }
   // An observer wants to hear of what befalls the hold, also where its holder does not listen.
   if (core.observer() != nullptr) Listen();
@@ -253,7 +262,9 @@ void Hold::OnEvent(const WatchEvent& event) {
             grace_end_ = absl::InfiniteFuture();
             ArmEndTimer();
             // Renewal was refused meanwhile.
-            if (terms_.auto_renew && !renewing_) ArmRenewTimer(shard_->core->clock().Now());
+            if (valid_until_ != absl::InfiniteFuture() && AsksForTime() && !renewing_) {
+              ArmRenewTimer(shard_->core->clock().Now());
+            }
           }
           break;
         case WatchEventKind::kHoldEnded:
@@ -459,6 +470,20 @@ void Hold::OnEndTimer() {
   Fire(signals);
 }
 
+void Hold::GiveBack() {
+  Signals signals;
+  {
+    absl::MutexLock lock(&mu_);
+    give_back_timer_ = 0;
+    if (closed_) return;  // Its own release is under way.
+    LookAtClock(signals);
+  }
+  Fire(signals);
+  // What it answers changes nothing: the loss has been told.
+  shard_->core->backend().Release(
+      ThisHold(), [hold = RefPtr<Hold>::Share(this)](const absl::StatusOr<ReleaseOutcome>&) {});
+}
+
 // ---- Lease ----
 
 void Hold::ArmRenewTimer(absl::Time at) {
@@ -472,7 +497,7 @@ void Hold::Renew() {
   ManagerCore& core = *shard_->core;
   const absl::Time sent = core.clock().Now();
   Signals signals;
-  absl::Duration lease = terms_.lease;
+  absl::Duration lease = terms_.auto_renew ? terms_.lease : kJustLooking;
   bool ask = false;
   {
     absl::MutexLock lock(&mu_);
@@ -497,8 +522,9 @@ void Hold::OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) {
   renewing_ = false;
   if (!Exclusive(state_) || closed_) return;
   const absl::Time now = shard_->core->clock().Now();
-  renewal_error_ = reply.status();
-  if (reply.ok() && reply->outcome == ExtendOutcome::kExtended) {
+  if (terms_.auto_renew) renewal_error_ = reply.status();
+  // A refusal answers the question of one that only looks.
+  if (reply.ok() && (reply->outcome == ExtendOutcome::kExtended || !terms_.auto_renew)) {
     ArmRenewTimer(now + RenewAfter(valid_until_ - now));
   } else {
     // One failure is not a loss; the end of the lease is. A refusal may end with the reservation.
@@ -520,12 +546,12 @@ absl::Status Hold::ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendRe
     LookAtClock(signals);
     if (Exclusive(state_)) {
       switch (reply->outcome) {
+        case ExtendOutcome::kReserved:
+          refused = true;
+          [[fallthrough]];  // Another handle may have extended it before.
         case ExtendOutcome::kExtended:
           valid_until_ = std::max(valid_until_, shard_->core->ValidUntil(sent, reply->remaining));
           ArmEndTimer();
-          break;
-        case ExtendOutcome::kReserved:
-          refused = true;
           break;
         case ExtendOutcome::kNotHeld:
           Lose(gone, signals);
@@ -654,6 +680,7 @@ void Hold::Release(absl::AnyInvocable<void(absl::Status)> done) {
     LookAtClock(signals);
     before = state_;
     CancelTimers();
+    core.clock().Cancel(std::exchange(give_back_timer_, 0));
     subscription = std::move(subscription_);
     if (Exclusive(state_)) state_ = LockState::kReleased;
   }

@@ -115,6 +115,12 @@ class Hold : public RefCounted<Hold> {
   void CancelTimers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmEndTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmRenewTimer(absl::Time at) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // One hold of a named owner may have several handles, also of other managers: then others may
+  // extend it, and it goes on when this one ends.
+  bool MayBeShared() const { return !terms_.owner.empty(); }
+  // Asks the backend again and again for the time that is left: to renew it, or to learn what other
+  // handles made of it.
+  bool AsksForTime() const { return terms_.auto_renew || MayBeShared(); }
   // The resource, which the backend may be asked for; empty if it is not known any more.
   std::string KnownName() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LossError(LockState state) ABSL_LOCKS_EXCLUDED(mu_);
@@ -128,6 +134,8 @@ class Hold : public RefCounted<Hold> {
   void Listen() ABSL_LOCKS_EXCLUDED(mu_);
   void OnEvent(const WatchEvent& event) ABSL_LOCKS_EXCLUDED(mu_);
   void OnEndTimer() ABSL_LOCKS_EXCLUDED(mu_);
+  // When max_hold is over.
+  void GiveBack() ABSL_LOCKS_EXCLUDED(mu_);
   void Renew() ABSL_LOCKS_EXCLUDED(mu_);
   void OnRenewed(absl::Time sent, absl::StatusOr<ExtendReply> reply) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ApplyExtension(absl::Time sent, const absl::StatusOr<ExtendReply>& reply)
@@ -163,6 +171,7 @@ class Hold : public RefCounted<Hold> {
   absl::AnyInvocable<void(LockState)> on_lost_ ABSL_GUARDED_BY(mu_);
   Clock::TimerId end_timer_ ABSL_GUARDED_BY(mu_) = 0;
   Clock::TimerId renew_timer_ ABSL_GUARDED_BY(mu_) = 0;
+  Clock::TimerId give_back_timer_ ABSL_GUARDED_BY(mu_) = 0;
   bool renewing_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status renewal_error_ ABSL_GUARDED_BY(mu_);  // Of the last one that was answered.
   bool cut_off_ ABSL_GUARDED_BY(mu_) = false;        // Lost for that error.

@@ -248,6 +248,7 @@ absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOp
                                   "), wanted for ", ResourceForMessage(resource)));
   }
   plan.auto_renew = finite && plan.lease < plan.max_hold && options.auto_renew.value_or(endless);
+  plan.renew_reentered = options.auto_renew.value_or(false);
   if (!capabilities_.infinite_lease) {
     plan.reservation_lease = std::max(plan.lease / kReservationPart, kShortestReservation);
   }
@@ -370,6 +371,11 @@ Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, Acquis
                   .lease = plan.lease,
                   .auto_renew = plan.auto_renew};
   terms.valid_until = ValidUntil(sent, remaining);
+  if (grant.reentered && plan.renew_reentered && remaining != absl::InfiniteDuration()) {
+    // By what is left of it where this request asks for no end: that must not make it endless.
+    terms.auto_renew = true;
+    if (plan.lease == absl::InfiniteDuration()) terms.lease = remaining;
+  }
   if (plan.max_hold != absl::InfiniteDuration()) terms.hold_end = sent + plan.max_hold;
   if (options_.observer != nullptr) terms.acquired = clock_.Now();
   auto* const hold = new Hold(&shard, std::move(terms));
@@ -521,6 +527,7 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
     plan.owner = owner;
     plan.priority = options.priority;
     plan.preemptible = options.preemptible;
+    plan.renew_reentered = options.auto_renew.value_or(false);
     plan.reserve_below = std::numeric_limits<Priority>::max();
     if (!options.cancel.stop_requested() && (barging_ || !SomebodyWaits(shard, resource))) {
       std::unique_ptr<absl::StatusOr<ObtainReply>> other;

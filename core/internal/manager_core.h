@@ -65,6 +65,8 @@ struct Plan {
   absl::Duration lease = absl::InfiniteDuration();
   absl::Duration reservation_lease = absl::InfiniteDuration();
   bool auto_renew = false;
+  // Renew what is entered again, too, if that has an end although this request asks for none.
+  bool renew_reentered = false;
   absl::Duration max_hold = absl::InfiniteDuration();
   std::optional<Priority> reserve_below = std::nullopt;
   std::optional<absl::Duration> grace = std::nullopt;
@@ -82,11 +84,15 @@ struct Attempt {
 struct Grant {
   Grant() = default;
   explicit Grant(const ObtainReply& reply)
-      : token(reply.token), hint(reply.hint), remaining(reply.remaining) {}
+      : token(reply.token),
+        hint(reply.hint),
+        remaining(reply.remaining),
+        reentered(reply.outcome == ObtainOutcome::kReentered) {}
 
   FencingToken token = 0;
   LeaseHint hint = 0;
   absl::Duration remaining = absl::InfiniteDuration();
+  bool reentered = false;
 };
 
 // One request that waits. Fields without a remark are constant once it is in a queue.
