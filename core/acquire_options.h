@@ -27,7 +27,8 @@ struct AcquireOptions {
   // Who locks. The same owner enters a lock that it holds already; any bytes. Each entry is a
   // handle of its own, with its own release and its own max_hold; the hold ends with the last.
   // They share one lease, see `lease`. Empty: the owner of the surrounding ScopedOwner, or else a
-  // fresh anonymous one, equal to nobody.
+  // fresh anonymous one, equal to nobody. For the body of Run, RunAll and their asynchronous forms
+  // it is in force as with a ScopedOwner.
   std::string owner = {};
 
   // Larger is more urgent; any int64. Entering a hold again raises its priority and never lowers
@@ -35,7 +36,9 @@ struct AcquireOptions {
   Priority priority = 0;
 
   // False: nobody may ask this hold to yield, whatever their priority. Entering a hold again with
-  // false ends a reservation that stands.
+  // false ends a reservation that stands. It is the whole hold's, to its end: the owner's other
+  // handles are protected as well, also after the one that asked for it was released. (So is a
+  // priority that was raised.)
   bool preemptible = true;
 
   // How long the hold lasts unless extended; positive, and longer than the backend's margin. None:
@@ -56,15 +59,18 @@ struct AcquireOptions {
   // although this request asks for none: true renews it by what was left then.
   std::optional<bool> auto_renew = std::nullopt;
 
-  // The hold ends after this time at the latest, renewed or not; positive. It keeps a stuck holder
-  // from holding for ever. A hold that was entered again ends for this handle only (kExpired),
-  // which is given back then, one margin of the backend later, although its Lock is still there;
-  // the lock is free when the last handle has ended.
+  // The hold ends after this time at the latest, renewed, extended or not; positive. It keeps a
+  // stuck holder from holding for ever. A longer lease, also one that Extend asks for, is cut to
+  // it. A hold that was entered again ends for this handle only (kExpired), which is given back
+  // then, one margin of the backend later, although its Lock is still there; the lock is free when
+  // the last handle has ended.
   absl::Duration max_hold = absl::InfiniteDuration();
 
   // How long a holder that this request preempts has to yield before the lock is taken by force;
   // not negative. Infinite: it is waited for, however long (acknowledged). None: as the preemption
-  // policy says, which is infinite by default.
+  // policy says, which is infinite by default. It is this request's own, and begins when it
+  // reserves: if a more urgent one takes the reservation over, or it comes after one that gave up,
+  // the time begins anew.
   std::optional<absl::Duration> preemption_grace = std::nullopt;
 
   // How long to wait for the lock; not negative. Zero: not at all, the backend's first answer
@@ -75,8 +81,10 @@ struct AcquireOptions {
   // How often the backend may answer "denied" before the request fails; positive. The first answer
   // counts, and then each that its retry policy or an event asked for; being told again on coming,
   // or coming back, to the front of the queue does not, nor do polls of a reservation. With 1, a
-  // request that would have to queue fails at once. Failures of the backend do not count either:
-  // the request ends with the sixth in a row, whatever this says.
+  // request that would have to queue fails at once; one that may preempt the holder is not denied:
+  // it reserves, and waits for the holder to yield (to wait for nothing, set `acquire_timeout` to
+  // zero, or use TryAcquire). Failures of the backend do not count either: the request ends with
+  // the sixth in a row, whatever this says.
   int max_attempts = kUnlimited;
 
   // Go before those of the same priority that wait already, and so before whoever is behind them;
@@ -85,7 +93,7 @@ struct AcquireOptions {
   bool skip_queue = false;
 
   // Gives the request up when it is requested to stop (kCancelled). Has no effect on a lock that
-  // was granted.
+  // was granted, nor on a body that runs; a transaction ends at its next checkpoint.
   std::stop_token cancel = {};
 
   // For bodies (Run, RunAll) and transactions, positive: how long the body may run, and how long

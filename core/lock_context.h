@@ -76,9 +76,10 @@ class LockContext {
 //     ...
 //   }
 //
-// It puts off the news and nothing else: the state says kYielding, a lease that was not renewed
-// because somebody waits still ends, and so does the grace of a forced hand-over. A loss is told at
-// once. For a hold that nobody may ask for at all there is AcquireOptions::preemptible.
+// It is of the handle that it was made with: another handle of the same owner on the same resource
+// is told. It puts off the news and nothing else: the state says kYielding, a lease that was not
+// renewed because somebody waits still ends, and so does the grace of a forced hand-over. A loss is
+// told at once. For a hold that nobody may ask for at all there is AcquireOptions::preemptible.
 //
 // Thread safety: one thread makes and destroys it. It may outlive the lock.
 class [[nodiscard]] NonPreemptibleScope {

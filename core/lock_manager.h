@@ -67,7 +67,10 @@ struct LockManagerOptions {
   // Seeds the jitter of back-off, for runs that can be repeated; 0: from the system.
   uint64_t random_seed = 0;
 
-  // Fail a request that would wait for ever because owners wait for each other in a circle.
+  // Fail a request (kDeadlock) that would wait for ever because named owners wait for each other in
+  // a circle. Every wait of a named owner counts, also one with a timeout, for a hold whose lease
+  // will end, or for a holder that was asked to yield; not one that takes by force after a grace,
+  // and not one of a set that gives back what it holds to whoever waits for that.
   bool detect_deadlocks = true;
 };
 

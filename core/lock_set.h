@@ -84,8 +84,8 @@ class [[nodiscard]] LockSet {
   // Null: nobody wants to know.
   void ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done = nullptr);
 
-  // Makes every member last for at least `lease` from now; the first error in the order of the
-  // members, but all are tried. See Lock::Extend().
+  // Makes every member last for at least `lease` from now, as far as its `max_hold` allows; the
+  // first error in the order of the members, but all are tried. See Lock::Extend().
   absl::Status Extend(absl::Duration lease);
 
  private:

@@ -259,7 +259,9 @@ absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOp
   } else {
     const PreemptionDecision decision = policy->Decide(plan.priority);
     plan.reserve_below = decision.reserve_below;
-    if (decision.grace != absl::InfiniteDuration()) plan.grace = decision.grace;
+    if (decision.grace != absl::InfiniteDuration()) {
+      plan.grace = std::max(decision.grace, absl::ZeroDuration());
+    }
   }
   if (options.preemption_grace) {
     plan.grace.reset();

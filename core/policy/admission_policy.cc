@@ -1,5 +1,7 @@
 #include "latchkey/core/policy/admission_policy.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 
 namespace latchkey {
@@ -12,7 +14,10 @@ class AdmitAllPolicy : public AdmissionPolicy {
 
 class LimitPolicy : public AdmissionPolicy {
  public:
-  LimitPolicy(PendingLimits limits, bool shed) : limits_(limits), shed_(shed) {}
+  LimitPolicy(PendingLimits limits, bool shed)
+      : limits_{.per_resource = std::max<int64_t>(limits.per_resource, 0),
+                .in_total = std::max<int64_t>(limits.in_total, 0)},
+        shed_(shed) {}
   Admission Decide(const AdmissionContext& context) const override {
     const bool resource_full = context.pending_on_resource >= limits_.per_resource;
     const bool all_full = context.pending_in_total >= limits_.in_total;

@@ -46,7 +46,7 @@ class AdmissionPolicy {
 
 struct PendingLimits {
   static constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
-  // How many may wait; 0: nobody. At least 0.
+  // How many may wait; 0: nobody. A negative number counts as 0.
   int64_t per_resource = 1000;
   int64_t in_total = kUnlimited;
 };

@@ -23,9 +23,9 @@ struct PreemptionDecision {
   // Holders whose priority is below this (and below the request's own) may be asked to yield. None:
   // no holder may.
   std::optional<Priority> reserve_below = std::nullopt;
-  // How long such a holder has. Infinite: until it yields or its lease ends (acknowledged). Finite:
-  // then the lock is taken by force, and only the fencing token protects the resource from a holder
-  // that has not noticed.
+  // How long such a holder has; a negative one counts as zero. Infinite: until it yields or its
+  // lease ends (acknowledged). Finite: then the lock is taken by force, and only the fencing token
+  // protects the resource from a holder that has not noticed.
   absl::Duration grace = absl::InfiniteDuration();
 };
 

@@ -764,5 +764,101 @@ TEST_F(PoliciesTest, ASnapshotShowsTheHolderTheSuccessorAndWhoWaits) {
   EXPECT_EQ(all[0].waiters[1].waited, absl::Seconds(5));
 }
 
+// ---- Values that make no sense, and what options do together ----
+
+class NegativeGrace : public PreemptionPolicy {
+ public:
+  PreemptionDecision Decide(Priority priority) const override {
+    return {.reserve_below = priority, .grace = -absl::Seconds(5)};
+  }
+};
+
+TEST_F(PoliciesTest, ANegativeGraceOfAPolicyIsNone) {
+  absl::StatusOr<Lock> victim = locks_.Acquire("a");
+  auto thief = Ask("a", {.priority = 1, .preemption = std::make_shared<NegativeGrace>()});
+  EXPECT_TRUE(thief->granted());
+  EXPECT_EQ(victim->state(), LockState::kStolen);
+}
+
+TEST_F(PoliciesTest, ANegativeLimitAdmitsNobody) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  for (const PendingLimits limits : {PendingLimits{.per_resource = -1}, {.in_total = -1}}) {
+    for (const auto& policy : {LimitPending(limits), ShedLowestPriority(limits)}) {
+      auto refused = Ask("a", {.admission = policy});
+      EXPECT_EQ(ReasonOf(refused->status()), Reason::kTooManyPending) << refused->status();
+      EXPECT_THAT(refused->status().message(), HasSubstr(" is 0)"));
+    }
+  }
+}
+
+TEST_F(PoliciesTest, AGraceBeginsWhenItsRequestReserves) {
+  absl::StatusOr<Lock> victim = locks_.Acquire("a");
+  auto first = Ask("a", {.priority = 1, .preemption_grace = absl::Seconds(5)});
+  clock_.AdvanceBy(absl::Seconds(4));
+  auto higher = Ask("a", {.priority = 2, .preemption_grace = absl::Seconds(5)});
+  clock_.AdvanceBy(absl::Seconds(4));
+  EXPECT_FALSE(higher->result);
+  EXPECT_FALSE(first->result);
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_TRUE(higher->granted());
+}
+
+TEST_F(PoliciesTest, WithOneAttemptARequestThatMayPreemptWaitsForTheHolderToYield) {
+  absl::StatusOr<Lock> victim = locks_.Acquire("a");
+  auto denied = Ask("a", {.max_attempts = 1});
+  EXPECT_EQ(ReasonOf(denied->status()), Reason::kAttemptsExhausted);
+  auto thief = Ask("a", {.priority = 1, .max_attempts = 1});
+  EXPECT_FALSE(thief->result);
+  EXPECT_TRUE(victim->Release().ok());
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(PoliciesTest, WhatAnInnerHandleAskedForIsOfTheHoldToItsEnd) {
+  absl::StatusOr<Lock> outer = locks_.Acquire("a", {.owner = "me"});
+  EXPECT_TRUE(locks_.Acquire("a", {.owner = "me", .priority = 5, .preemptible = false}).ok());
+  EXPECT_EQ(locks_.Snapshot()[0].state.handles, 1);
+  EXPECT_EQ(locks_.Snapshot()[0].state.holder_priority, 5);
+  auto thief = Ask("a", {.priority = 9});
+  EXPECT_EQ(outer->state(), LockState::kHeld);
+  EXPECT_TRUE(outer->Release().ok());
+  EXPECT_TRUE(thief->granted());
+}
+
+TEST_F(PoliciesTest, ANonPreemptibleScopeIsOfOneHandle) {
+  absl::StatusOr<Lock> outer = locks_.Acquire("a", {.owner = "me"});
+  absl::StatusOr<Lock> inner = locks_.Acquire("a", {.owner = "me"});
+  const NonPreemptibleScope scope(*inner);
+  auto thief = Ask("a", {.priority = 9});
+  EXPECT_FALSE(inner->stop_token().stop_requested());
+  EXPECT_TRUE(outer->stop_token().stop_requested());
+}
+
+TEST_F(PoliciesTest, AnExtensionGoesAsFarAsMaxHoldAllows) {
+  absl::StatusOr<Lock> lock =
+      locks_.Acquire("a", {.lease = absl::Seconds(1), .max_hold = absl::Seconds(4)});
+  EXPECT_TRUE(lock->Extend(absl::Seconds(2)).ok());
+  EXPECT_EQ(lock->remaining(), absl::Seconds(2));
+  EXPECT_TRUE(lock->Extend(absl::Seconds(100)).ok());
+  EXPECT_EQ(lock->remaining(), absl::Seconds(4));
+  EXPECT_TRUE(lock->Extend(absl::InfiniteDuration()).ok());
+  EXPECT_EQ(lock->remaining(), absl::Seconds(4));
+  absl::StatusOr<LockSet> set = locks_.AcquireAll({"b", "c"}, {.max_hold = absl::Seconds(4)});
+  EXPECT_TRUE(set->Extend(absl::Seconds(100)).ok());
+  EXPECT_EQ(set->remaining(), absl::Seconds(4));
+  clock_.AdvanceBy(absl::Seconds(4));
+  EXPECT_EQ(lock->state(), LockState::kExpired);
+  EXPECT_EQ(set->state(), LockState::kExpired);
+  EXPECT_EQ(ReasonOf(lock->Extend(absl::Seconds(1))), Reason::kExpired);
+}
+
+TEST_F(PoliciesTest, AWaitWithATimeoutMayCloseACircle) {
+  absl::StatusOr<Lock> ann = locks_.Acquire("hers", {.owner = "ann"});
+  absl::StatusOr<Lock> bob = locks_.Acquire("his", {.owner = "bob", .lease = absl::Minutes(1)});
+  auto bob_waits = Ask("hers", {.owner = "bob", .acquire_timeout = absl::Seconds(1)});
+  auto ann_waits = Ask("his", {.owner = "ann", .acquire_timeout = absl::Seconds(1)});
+  EXPECT_EQ(ReasonOf(ann_waits->status()), Reason::kDeadlock);
+  EXPECT_FALSE(bob_waits->result);
+}
+
 }  // namespace
 }  // namespace latchkey
