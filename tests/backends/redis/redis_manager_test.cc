@@ -373,6 +373,45 @@ TEST(RedisManagerTest, MaxHoldEndsAHoldThatIsRenewed) {
   EXPECT_LE(StoredDeadline(server, "r") - TimeOf(server), 20'000'000);
 }
 
+TEST(RedisManagerTest, WhatAnotherClientExtendsIsLearntByLooking) {
+  RedisServer server;
+  SimulatedClock clock;
+  auto spy = std::make_shared<Spy>(Connect(server.url()));
+  LockManager locks = NewManager(spy, {.clock = &clock});
+  LockManager others = NewManager(server, {.clock = &clock});
+  const AcquireOptions options = {.owner = "a", .lease = absl::Seconds(20), .auto_renew = false};
+  absl::StatusOr<Lock> outer = locks.Acquire("r", options);
+  ASSERT_TRUE(outer.ok()) << outer.status();
+  absl::StatusOr<Lock> inner = others.Acquire("r", options);
+  ASSERT_TRUE(inner.ok()) << inner.status();
+  EXPECT_EQ(inner->fencing_token(), outer->fencing_token());
+  EXPECT_TRUE(inner->Extend(absl::Seconds(60)).ok());
+  const int64_t deadline = StoredDeadline(server, "r");
+  EXPECT_LT(outer->remaining(), absl::Seconds(20));
+  clock.AdvanceBy(absl::Seconds(14));
+  EXPECT_EQ(spy->AwaitExtension(), true);
+  EXPECT_EQ(StoredDeadline(server, "r"), deadline) << "looking changes nothing";
+  EXPECT_GT(outer->remaining(), absl::Seconds(40));
+  EXPECT_TRUE(inner->Release().ok());
+  EXPECT_TRUE(outer->Release().ok());
+  EXPECT_FALSE(IsHeldOn(server, "r"));
+}
+
+TEST(RedisManagerTest, MaxHoldOfOneHandleLeavesTheLockToTheOthers) {
+  RedisServer server;
+  SimulatedClock clock;
+  LockManager locks = NewManager(server, {.clock = &clock});
+  absl::StatusOr<Lock> outer = locks.Acquire("r", {.owner = "a"});
+  ASSERT_TRUE(outer.ok()) << outer.status();
+  absl::StatusOr<Lock> inner = locks.Acquire("r", {.owner = "a", .max_hold = absl::Seconds(5)});
+  ASSERT_TRUE(inner.ok()) << inner.status();
+  clock.AdvanceBy(absl::Seconds(6));
+  EXPECT_EQ(inner->state(), LockState::kExpired);
+  EXPECT_EQ(outer->state(), LockState::kHeld);
+  EXPECT_TRUE(outer->Release().ok());
+  EXPECT_FALSE(IsHeldOn(server, "r")) << "although the other one was not released";
+}
+
 TEST(RedisManagerTest, NoRenewalFollowsARelease) {
   RedisServer server;
   TcpProxy proxy(server.socket_path());
