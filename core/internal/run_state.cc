@@ -33,11 +33,7 @@ absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status) {
   const std::string said = absl::StrCat("acquire_timeout", limit);
   std::string message(status.message());
   const size_t at = message.find(said);
-  if (at == std::string::npos) {
-    message = absl::StrCat(meant, ": ", message);
-  } else {
-    message.replace(at, said.size(), meant);
-  }
+  if (at != std::string::npos) message.replace(at, said.size(), meant);
   return MakeError(Reason::kOccupationTimeout, message);
 }
 
