@@ -11,6 +11,12 @@
 #include "latchkey/core/scoped_owner.h"
 
 namespace latchkey::internal {
+namespace {
+
+// Where the retry policy names none.
+constexpr absl::Duration kLongestPause = absl::Milliseconds(100);
+
+}  // namespace
 absl::StatusOr<RefPtr<SetRequest>> SetRequest::Create(ManagerCore& core,
                                                       std::vector<LockRequest> requests,
                                                       LockOrder order) {
@@ -349,13 +355,21 @@ void SetRequest::OnGranted(Event& event) {
   BackOff(event.index);
 }
 
+absl::Duration SetRequest::RetryDelay(size_t index) {
+  return core_.RetryDelay(members_[index]->options.retry.get(),
+                          {.attempts = ++failures_, .random = core_.Random()});
+}
+
 void SetRequest::BackOff(size_t index) {
-  const absl::Duration delay = core_.RetryDelay(
-      members_[index]->options.retry.get(), {.attempts = ++failures_, .random = core_.Random()});
+  const absl::Duration delay = RetryDelay(index);
   if (delay == absl::InfiniteDuration()) {  // NoRetry: only when woken.
     WaitFor(index, /*reserve_only=*/false);
-    return;
+  } else {
+    WaitAfter(delay, index);
   }
+}
+
+void SetRequest::WaitAfter(absl::Duration delay, size_t index) {
   const Clock::TimerId timer = core_.clock().RunAt(
       core_.clock().Now() + delay, [self = RefPtr<SetRequest>::Share(this), round = round_, index] {
         self->Post({.kind = Event::kBackedOff, .round = round, .index = index});
@@ -374,7 +388,18 @@ void SetRequest::Restart() {
   GiveBack(0);
   StopWaiting();
   if (!lost) {
-    AskAll();
+    // As a rule whoever is more urgent is through by the time that this set has its next answer.
+    // But another handle of its owner may keep what it has given back, and lets it enter again,
+    // only to be asked to yield once more: to go on at once would be for ever.
+    const absl::Time now = core_.clock().Now();
+    const bool again = now - restarted_ < ManagerCore::kShortestRetryDelay;
+    restarted_ = now;
+    if (again) {
+      const absl::Duration delay = RetryDelay(blocked_);
+      WaitAfter(delay == absl::InfiniteDuration() ? kLongestPause : delay, blocked_);
+    } else {
+      AskAll();
+    }
     return;
   }
   // A lease that was over before the set was complete may be over as soon the next time. To ask for

@@ -110,10 +110,13 @@ class SetRequest : public RefCounted<SetRequest> {
   void AllAsked();
   void WaitFor(size_t index, bool reserve_only);
   void OnGranted(Event& event);
-  // Gives everything back and begins anew; if it has lost a member, not with all at once.
+  // Gives everything back and begins anew; if it has lost a member, or does so again and again, not
+  // with all at once.
   void Restart();
   // Waits for this member, after a pause; to be called with nothing held.
   void BackOff(size_t index);
+  void WaitAfter(absl::Duration delay, size_t index);
+  absl::Duration RetryDelay(size_t index);
   void StopWaiting();
   // Gives back the members from `index` on.
   void GiveBack(size_t index);
@@ -149,6 +152,7 @@ class SetRequest : public RefCounted<SetRequest> {
   size_t answers_due_ = 0;
   size_t blocked_ = 0;  // The member that it waits for, or that was last in the way.
   absl::Time began_;
+  absl::Time restarted_ = absl::InfinitePast();
   std::optional<std::stop_source> wait_stop_;
   RefPtr<Waiter> waiter_;  // Of the member that it waits for; may be null.
   std::vector<std::unique_ptr<std::stop_callback<CancelFn>>> cancels_;

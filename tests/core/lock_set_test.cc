@@ -141,6 +141,28 @@ TEST_F(LockSetTest, HoldsNothingBehindTheMemberThatItWaitsFor) {
   ExpectNothingLeft();
 }
 
+// Its owner's other handle keeps what the set gives back, and lets it enter again.
+TEST_F(LockSetTest, YieldsInVainNoMoreThanOnceInAMoment) {
+  for (const auto& retry : {std::shared_ptr<const RetryPolicy>(), NoRetry()}) {
+    std::optional<Lock> mine = *locks_.Acquire("a", {.owner = "me"});
+    std::optional<Lock> other = *locks_.Acquire("b", {.owner = "other"});
+    auto set = AskAll({"a", "b"}, {.owner = "me", .retry = retry});
+    auto thief = Ask("a", {.priority = 5});
+    EXPECT_FALSE(thief->result);
+    clock_.AdvanceBy(absl::Seconds(5));
+    EXPECT_FALSE(set->result);
+    mine.reset();
+    ASSERT_TRUE(thief->granted());
+    clock_.AdvanceBy(absl::Seconds(5));
+    thief->lock() = Lock();
+    other.reset();
+    clock_.AdvanceBy(absl::Seconds(5));
+    EXPECT_TRUE(set->granted());
+    set->result.reset();
+    ExpectNothingLeft();
+  }
+}
+
 TEST_F(LockSetTest, AfterATimeoutNothingIsHeldAndTheMessageSaysWhoIsInTheWay) {
   absl::StatusOr<Lock> b = locks_.Acquire("b", {.owner = "bob", .priority = 4});
   auto set = AskAll({"c", "a", "b"}, {.acquire_timeout = absl::Seconds(3)});
