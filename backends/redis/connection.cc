@@ -34,7 +34,7 @@ namespace {
 constexpr uint64_t kPingMs = 5000;
 
 // A connection that was lent is taken back when this long nobody has borrowed it: somebody has to
-// notice its end, and read what the last one did not wait for.
+// read what the last one did not wait for.
 constexpr long kLoanMs = 10;
 
 // The most that waits for a connection attempt to end.

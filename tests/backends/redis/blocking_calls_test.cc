@@ -89,66 +89,6 @@ TEST(BlockingCallsTest, AHalfClosedConnectionIsReplaced) {
   }
 }
 
-// While a reply is handled, the loop's thread asks for more. That must not let another thread read
-// between this reply and those behind it.
-TEST(BlockingCallsTest, AnswersAreThoseOfTheirCallsWhateverIsAskedMeanwhile) {
-  constexpr int kMany = 30;
-  for (int round = 0; round < 3; ++round) {
-    Fixture it;
-    const auto another = ConnectRedisBackend({.url = it.server.url()});
-    ASSERT_TRUE(another.ok());
-    LockManager thieves = *LockManager::Create(*another);
-    auto held = it.locks->Acquire("held");
-    ASSERT_TRUE(held.ok()) << held.status();
-    std::vector<Lock> locks;
-    for (int i = 0; i < kMany; ++i) {
-      locks.push_back(*it.locks->Acquire(absl::StrCat("m", i)));
-      if (i % 2 == 1) it.server.Command({"DEL", absl::StrCat("latchkey:{m", i, "}")});
-    }
-    // Gives back and locks while the first answers are handled.
-    std::atomic<bool> first = false;
-    Mailbox<bool> ready;
-    std::thread other([&] {
-      std::optional<Lock> lock = *it.locks->Acquire("other");
-      ready.Put(true);
-      while (!first) {
-      }
-      lock.reset();
-      it.locks->Acquire("other").IgnoreError();
-    });
-    ready.Take();
-    // A holder that listens looks at its record; one that reconnects does so once more.
-    it.proxy.HoldRepliesTo("SCRIPT");
-    Mailbox<bool> told;
-    held->OnYieldRequested([&] { told.Put(true); });
-    it.proxy.AwaitHeldReplies();
-    it.server.Command({"CLIENT", "KILL", "TYPE", "pubsub"});
-    Eventually([&] { return it.server.Command({"PUBSUB", "CHANNELS"}) != ""; });
-    // What it is told, it is told after the reconnection.
-    Mailbox<bool> stolen;
-    thieves.AcquireAsync("held", {.priority = 1},
-                         [&](absl::StatusOr<Lock> lock) { stolen.Put(lock.ok()); });
-    ASSERT_TRUE(told.Take());
-    Mailbox<bool> answered;
-    std::vector<absl::Status> extended(kMany);
-    for (size_t i = 0; i < kMany; ++i) {
-      locks[i].ExtendAsync(absl::Seconds(50), [&, i](absl::Status status) {
-        extended[i] = std::move(status);
-        first = true;
-        answered.Put(true);
-      });
-    }
-    it.proxy.GiveRepliesBack();
-    for (int i = 0; i < kMany; ++i) ASSERT_TRUE(answered.Take());
-    other.join();
-    for (size_t i = 0; i < kMany; ++i) {
-      EXPECT_EQ(extended[i].ok(), i % 2 == 0) << i << ": " << extended[i];
-    }
-    EXPECT_TRUE(held->Release().ok());
-    EXPECT_EQ(stolen.Take(), true);
-  }
-}
-
 TEST(BlockingCallsTest, AThreadThatWaitsForAnAnswerHearsOfTheTimeout) {
   Fixture it(absl::Milliseconds(50));
   it.proxy.HoldReplies(true);
