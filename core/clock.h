@@ -19,8 +19,8 @@ class Clock {
  public:
   virtual ~Clock() = default;
 
-  // Monotonic, and counting the time that the machine is suspended. The epoch means nothing: use
-  // differences only.
+  // Monotonic (it never goes back), and counting the time that the machine is suspended. The epoch
+  // means nothing: use differences only.
   virtual absl::Time Now() = 0;
 
   // The same time scale, possibly some milliseconds behind, and cheaper. For ages in diagnostics.

@@ -10,6 +10,13 @@ absl::Duration Left(absl::Time deadline, absl::Time now) {
   return deadline == absl::InfiniteFuture() ? absl::InfiniteDuration() : deadline - now;
 }
 
+// The deadline of something of this length, or earlier if the clock went back.
+void Cut(absl::Time& deadline, absl::Duration length, absl::Time now, Effects& effects) {
+  if (deadline <= now + length) return;
+  deadline = now + length;
+  effects.changed = true;
+}
+
 bool IsHandle(const LockRecord& record, AcquisitionId acquisition) {
   if (!record.holder) return false;
   const auto& handles = record.holder->handles;
@@ -62,6 +69,7 @@ ObtainReply Grant(LockRecord& record, const ObtainRequest& request, absl::Time n
       .preemptible = request.preemptible,
       .token = ++record.fence,
       .deadline = now + request.lease,
+      .length = request.lease,
   };
   effects.changed = true;
   effects.became_free = false;  // Taken within the same step.
@@ -107,9 +115,13 @@ ObtainReply Reserve(LockRecord& record, const ObtainRequest& request, absl::Time
   }
   LockRecord::Successor& successor = *record.successor;
   successor.deadline = now + request.reservation_lease;
+  successor.length = request.reservation_lease;
   // The grace runs from the first reservation that asked for one; polling does not move it.
   const bool grace_begins = request.grace && successor.grace_end == absl::InfiniteFuture();
-  if (grace_begins) successor.grace_end = now + *request.grace;
+  if (grace_begins) {
+    successor.grace_end = now + *request.grace;
+    successor.grace = *request.grace;
+  }
   effects.changed = true;
   const LockRecord::Holder& holder = *record.holder;
   // Events may be lost, so each poll tells the holder again; a holder that has heard it ignores it.
@@ -143,6 +155,12 @@ ObtainReply Deny(const LockRecord& record, absl::Time now) {
 }  // namespace
 
 void Expire(LockRecord& record, absl::Time now, Effects& effects) {
+  if (record.holder) Cut(record.holder->deadline, record.holder->length, now, effects);
+  if (record.successor) {
+    LockRecord::Successor& successor = *record.successor;
+    Cut(successor.deadline, successor.length, now, effects);
+    Cut(successor.grace_end, successor.grace, now, effects);
+  }
   if (record.holder && record.holder->deadline <= now) {
     EndHold(record, HoldEnd::kExpired, effects);
   }
@@ -210,6 +228,7 @@ ExtendReply ApplyExtend(LockRecord& record, AcquisitionId acquisition, absl::Dur
   }
   if (now + lease > holder.deadline) {
     holder.deadline = now + lease;
+    holder.length = std::max(holder.length, lease);
     effects.changed = true;
   }
   return {.outcome = ExtendOutcome::kExtended, .remaining = Left(holder.deadline, now)};
@@ -235,6 +254,7 @@ bool Nominate(LockRecord& record, AcquisitionId acquisition, std::string_view ow
       .owner = std::string(owner),
       .priority = priority,
       .deadline = now + reservation_lease,
+      .length = reservation_lease,
   };
   return true;
 }

@@ -34,6 +34,8 @@ struct LockRecord {
     bool preemptible = true;
     FencingToken token = 0;
     absl::Time deadline = absl::InfiniteFuture();
+    // The longest that it was ever granted or extended for.
+    absl::Duration length = absl::InfiniteDuration();
 
     friend bool operator==(const Holder&, const Holder&) = default;
   };
@@ -43,8 +45,11 @@ struct LockRecord {
     std::string owner = {};
     Priority priority = 0;
     absl::Time deadline = absl::InfiniteFuture();
-    // When it may take over by force; infinite: never.
+    // What it last reserved for.
+    absl::Duration length = absl::InfiniteDuration();
+    // When it may take over by force; infinite: never. And after how long a grace.
     absl::Time grace_end = absl::InfiniteFuture();
+    absl::Duration grace = absl::InfiniteDuration();
 
     friend bool operator==(const Successor&, const Successor&) = default;
   };
@@ -78,11 +83,14 @@ struct Effects {
   absl::InlinedVector<Notice, 1> notices = {};
 };
 
-// Drops a holder or successor whose deadline is over. Every Apply begins with it; a backend calls
-// it alone when a deadline passes and somebody has to be told.
+// Drops a holder or successor whose deadline is over, and brings one that lies further ahead than
+// its own length to now + length: a clock that was stepped back must not block anybody for the size
+// of the step, and what is truly left is never more than the length. Every Apply begins with it; a
+// backend calls it alone when a deadline passes and somebody has to be told.
 void Expire(LockRecord& record, absl::Time now, Effects& effects);
 
-// The steps. Each is described at its method of LockingProtocol. `now` is the backend's clock.
+// The steps. Each is described at its method of LockingProtocol. `now` is the backend's clock. It
+// may be stepped back at any time; one that is stepped forward ends leases early (A1).
 // Preconditions: the request's fields are valid (the manager and the backend check them).
 ObtainReply Apply(LockRecord& record, const ObtainRequest& request, absl::Time now,
                   Effects& effects);

@@ -601,8 +601,12 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   void StepFull(Shard& shard, SlotIndex index, bool needs_time, Outbox& outbox, Step step)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mu) {
     Extra& extra = Fill(shard, index);
-    const bool timed =
-        needs_time || extra.timed_waiters || extra.next_deadline != absl::InfiniteFuture();
+    // Every step compares what there is with the time. This clock is never stepped back, so no
+    // deadline lies further ahead of it than its length, and the light form does without lengths.
+    const bool graced =
+        extra.record.successor && extra.record.successor->grace_end != absl::InfiniteFuture();
+    const bool timed = needs_time || graced || extra.timed_waiters ||
+                       extra.next_deadline != absl::InfiniteFuture();
     const absl::Time now = timed ? clock_.Now() : absl::UnixEpoch();
     const FencingToken token_before = extra.record.holder ? extra.record.holder->token : 0;
     const AcquisitionId successor_before =
@@ -661,10 +665,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     if (ObtainLightly(shard, index, request, reply)) return;
     const bool needs_time = request.lease != absl::InfiniteDuration() ||
                             request.reservation_lease != absl::InfiniteDuration() ||
-                            request.grace ||
-                            // A poll without a grace hears what is left of an earlier one.
-                            (slot.extra != nullptr && slot.extra->record.successor &&
-                             slot.extra->record.successor->grace_end != absl::InfiniteFuture());
+                            request.grace.has_value();
     StepFull(shard, index, needs_time, outbox,
              [&](LockRecord& record, absl::Time now, Effects& effects) {
                reply = Apply(record, request, now, effects);

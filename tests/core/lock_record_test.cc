@@ -506,6 +506,97 @@ TEST_F(LockRecordTest, InfiniteDeadlinesAreNeverOver) {
   EXPECT_EQ(Obtain(Request(kOther, "b")).remaining, absl::InfiniteDuration());
 }
 
+// ---- A clock that was stepped back
+// ---------------------------------------------------------------
+
+TEST_F(LockRecordTest, AHoldLastsForItsOwnLengthAtMostWhenTheClockGoesBack) {
+  Obtain(Request(kA, "a"));
+  now_ = kStart - absl::Hours(2);
+  // Whoever looks counts, whatever its own terms are.
+  ObtainRequest short_one = Request(kOther, "other");
+  short_one.lease = absl::Milliseconds(1);
+  EXPECT_EQ(Obtain(short_one).remaining, absl::Seconds(10));
+  EXPECT_TRUE(effects_.changed) << "or every look would begin it anew";
+  EXPECT_EQ(record_.holder->deadline, now_ + absl::Seconds(10));
+  EXPECT_EQ(record_.holder->token, 1u);
+  EXPECT_THAT(Told(), IsEmpty());
+  now_ += absl::Seconds(9);
+  EXPECT_EQ(Obtain(short_one).remaining, absl::Seconds(1));
+  EXPECT_FALSE(effects_.changed);
+  now_ += absl::Seconds(1);
+  const ObtainReply next = Obtain(short_one);
+  EXPECT_EQ(next.outcome, ObtainOutcome::kObtained);
+  EXPECT_EQ(next.token, 2u) << "the fence does not go back with the clock";
+}
+
+TEST_F(LockRecordTest, EveryStepLooksAtTheClock) {
+  const auto stepped_back = [&] {
+    record_ = {};
+    now_ = kStart;
+    Obtain(Request(kA, "a"));
+    now_ -= absl::Hours(2);
+  };
+  const auto left = [&] { return record_.holder->deadline - now_; };
+  stepped_back();
+  Release(kOther);
+  EXPECT_EQ(left(), absl::Seconds(10));
+  stepped_back();
+  EXPECT_EQ(Extend(kA, absl::Seconds(3)).remaining, absl::Seconds(10));
+  EXPECT_EQ(left(), absl::Seconds(10));
+  stepped_back();
+  Confirm(kOther, 1);
+  EXPECT_EQ(left(), absl::Seconds(10));
+  stepped_back();
+  EXPECT_EQ(Obtain(Request(kA2, "a")).remaining, absl::Seconds(10)) << "re-entered";
+  stepped_back();
+  ExpireNow();
+  EXPECT_TRUE(effects_.changed);
+  EXPECT_EQ(left(), absl::Seconds(10));
+}
+
+TEST_F(LockRecordTest, AHoldsLengthIsTheLongestOfItsGrantAndItsExtensions) {
+  Obtain(Request(kA, "a"));
+  now_ += absl::Seconds(5);
+  Extend(kA, absl::Seconds(30));
+  Extend(kA, absl::Seconds(3));
+  now_ -= absl::Hours(2);
+  ExpireNow();
+  EXPECT_EQ(record_.holder->deadline, now_ + absl::Seconds(30));
+  // A step that is smaller than what has passed leaves the deadline where it is.
+  now_ += absl::Seconds(25);
+  ExpireNow();
+  EXPECT_FALSE(effects_.changed);
+  now_ -= absl::Seconds(20);
+  ExpireNow();
+  EXPECT_FALSE(effects_.changed);
+  EXPECT_EQ(record_.holder->deadline, now_ + absl::Seconds(25));
+}
+
+TEST_F(LockRecordTest, AReservationAndItsGraceLastForTheirOwnLengthsAtMost) {
+  Obtain(Request(kA, "a", 1));
+  ObtainRequest thief = ThiefRequest(kThief, "thief", 5);
+  thief.grace = absl::Seconds(1);
+  Obtain(thief);
+  now_ -= absl::Hours(2);
+  ExpireNow();
+  EXPECT_TRUE(effects_.changed);
+  EXPECT_EQ(record_.successor->deadline, now_ + absl::Seconds(2));
+  EXPECT_EQ(record_.successor->grace_end, now_ + absl::Seconds(1));
+  now_ -= absl::Hours(2);
+  thief.grace = absl::Seconds(50);
+  EXPECT_EQ(Obtain(thief).grace_remaining, absl::Seconds(1)) << "its own, not the poll's";
+  now_ += absl::Seconds(1);
+  EXPECT_EQ(Obtain(thief).outcome, ObtainOutcome::kObtained);
+}
+
+TEST_F(LockRecordTest, ANomineeThatNeverClaimsKeepsTheRecordForItsReservationAtMost) {
+  Nominate(record_, kThief, "waiter", 3, absl::Seconds(1), now_);
+  now_ -= absl::Hours(2);
+  EXPECT_EQ(Obtain(Request(kOther, "other", 3)).remaining, absl::Seconds(1));
+  now_ += absl::Seconds(1);
+  EXPECT_EQ(Obtain(Request(kOther, "other", 3)).outcome, ObtainOutcome::kObtained);
+}
+
 // ---- Confirm, Nominate, Describe
 // -----------------------------------------------------------------
 
@@ -565,11 +656,14 @@ void ExpectInvariants(const LockRecord& record, absl::Time now) {
     std::sort(handles.begin(), handles.end());
     EXPECT_EQ(std::adjacent_find(handles.begin(), handles.end()), handles.end()) << "a duplicate";
     EXPECT_GT(holder.deadline, now);
+    EXPECT_LE(holder.deadline, now + holder.length) << "blocks for longer than it was granted";
     EXPECT_GE(holder.token, 1u);
     EXPECT_LE(holder.token, record.fence);
   }
   if (record.successor) {
     EXPECT_GT(record.successor->deadline, now);
+    EXPECT_LE(record.successor->deadline, now + record.successor->length);
+    EXPECT_LE(record.successor->grace_end, now + record.successor->grace);
     if (record.holder) {
       EXPECT_GT(record.successor->priority, record.holder->priority)
           << "a successor strictly outranks the holder";
@@ -671,7 +765,8 @@ TEST(LockRecordPropertyTest, HoldsOnRandomSteps) {
               EXPECT_EQ(record.holder->handles.size(), live.holder->handles.size() - 1);
             }
           }
-          EXPECT_EQ(effects.became_free, !record.holder && record != before);
+          EXPECT_EQ(effects.became_free,
+                    !record.holder && (before.holder || (before.successor && !record.successor)));
           const LockRecord once = record;
           Effects again;
           EXPECT_EQ(ApplyRelease(record, id, now, again), ReleaseOutcome::kNotHeld);
@@ -692,7 +787,7 @@ TEST(LockRecordPropertyTest, HoldsOnRandomSteps) {
           break;
         }
         default:
-          now += absl::Milliseconds(500) * below(5);
+          now += below(4) == 0 ? absl::Seconds(5 - below(60)) : absl::Milliseconds(500) * below(5);
           Expire(record, now, effects);
           break;
       }

@@ -1,5 +1,5 @@
-// core/lock_record by itself: any steps at any times keep what the protocol promises of a record,
-// and repeating a step changes nothing more.
+// core/lock_record by itself: any steps at any times, whichever way the clock goes, keep what the
+// protocol promises of a record, and repeating a step changes nothing more.
 //
 // Bytes are steps: a kind, who takes it, and its terms.
 #include <algorithm>
@@ -118,7 +118,7 @@ class Steps {
       }
       default:
         if (input_.Flag()) {
-          now_ += std::clamp(input_.SomeDuration(), absl::ZeroDuration(), absl::Hours(300));
+          now_ += std::clamp(input_.SomeDuration(), -absl::Hours(300), absl::Hours(300));
           Effects effects;
           Expire(record_, now_, effects);
           CheckEffects(effects);
@@ -218,10 +218,16 @@ class Steps {
                 "an anonymous hold with several handles");
       FuzzCheck(holder.token >= 1 && holder.token <= record_.fence, "a token above the fence");
       if (before.holder && before.holder->handles == holder.handles) {
-        FuzzCheck(holder.deadline >= before.holder->deadline, "a hold was shortened");
+        FuzzCheck(
+            holder.deadline >= std::min(before.holder->deadline, now_ + before.holder->length),
+            "a hold was shortened");
       }
+      FuzzCheck(holder.deadline <= now_ + holder.length, "a hold longer than it was granted");
     }
     if (record_.successor) {
+      FuzzCheck(record_.successor->deadline <= now_ + record_.successor->length &&
+                    record_.successor->grace_end <= now_ + record_.successor->grace,
+                "a reservation longer than it was asked for");
       if (record_.holder) {
         FuzzCheck(record_.successor->priority > record_.holder->priority,
                   "reserved by an equal or a lesser");
