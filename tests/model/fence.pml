@@ -14,6 +14,7 @@
  *   KEEP_BY_TOKEN    evict a free record once its fence < clock - SLACK (the rule that holds)
  *   KEEP=n           evict a free record n ticks after it became free
  *   RESTART_WAIT=n   servers may lose everything, and grant again n ticks after the recovery record was written
+ *   STEPS            the servers' clocks are stepped forward and back, by up to SKEW ticks; nobody proposes tokens
  *   BURST=n          a server gives at most n tokens in a tick
  */
 #ifndef SERVERS
@@ -51,6 +52,22 @@ byte recovering_since[SERVERS];
 #define RUNS(n) true
 #endif
 
+#ifdef STEPS
+/* How far the clock that this server's tokens follow is ahead of its own, and its own when a token was last given. */
+byte shift[SERVERS], noted[SERVERS];
+#ifdef MUT_TOKENS_GO_BACK
+#define NOTE(n) skip
+#else
+#define NOTE(n) \
+  if :: CLOCK(n) <= noted[n] -> shift[n] = shift[n] + noted[n] + 1 - CLOCK(n) :: else fi; \
+  noted[n] = CLOCK(n)
+#endif
+#define TOKEN_CLOCK(n) (CLOCK(n) + shift[n])
+#else
+#define NOTE(n) skip
+#define TOKEN_CLOCK(n) CLOCK(n)
+#endif
+
 /* The client's attempt: the token that it knows each server to hold for it, 0 for none, and when that was granted. */
 byte known[SERVERS], granted[SERVERS];
 bool entered, begun;
@@ -85,7 +102,7 @@ inline evict(n) {
 #if defined(KEEP)
 #define MAY_EVICT(n) (CLOCK(n) >= free_since[n] + KEEP)
 #elif defined(KEEP_BY_TOKEN)
-#define MAY_EVICT(n) (fence[n] + SLACK < CLOCK(n))
+#define MAY_EVICT(n) (fence[n] + SLACK < TOKEN_CLOCK(n))
 #else
 #define MAY_EVICT(n) false
 #endif
@@ -93,7 +110,8 @@ inline evict(n) {
 #define OFFER(n, above_low) \
   :: d_step { !held[n] && RUNS(n) && known[n] == 0 && !entered && now != 0 && given[n] < BURST && above_low <= 2 * SLACK -> \
        begun = 1; given[n]++; \
-       token = (CLOCK(n) + above_low > SLACK + fence[n] + 1 -> CLOCK(n) - SLACK + above_low : fence[n] + 1); \
+       NOTE(n); \
+       token = (TOKEN_CLOCK(n) + above_low > SLACK + fence[n] + 1 -> TOKEN_CLOCK(n) - SLACK + above_low : fence[n] + 1); \
        printf("server %d, clock %d: grants token %d\n", n, CLOCK(n), token); \
        fence[n] = token; held[n] = 1; known[n] = token; granted[n] = now; token = 0 }
 
@@ -104,10 +122,12 @@ end:
   OFFER(_pid, -CLOCK(_pid))
 #endif
   OFFER(_pid, 0)
+#ifndef STEPS
   OFFER(_pid, 1)
   OFFER(_pid, 2)
   OFFER(_pid, 3)
   OFFER(_pid, 4)
+#endif
   :: d_step { known[_pid] != 0 && held[_pid] && RUNS(_pid) ->
        find_largest();
        printf("server %d: confirms %d\n", _pid, largest);
@@ -193,6 +213,10 @@ active proctype Time() {
        given[1] = 0; lease_ends(1); given[2] = 0; lease_ends(2);
 #endif
      }
+#ifdef STEPS
+  :: d_step { ahead[0] < SKEW -> printf("server 0: its clock goes forward\n"); ahead[0]++ }
+  :: d_step { ahead[0] > 0 -> printf("server 0: its clock goes back\n"); ahead[0]-- }
+#endif
   :: now == HORIZON -> break
   od
 }

@@ -9,6 +9,7 @@
  *   PASSED_BOUND=n safety instead: at most n holds of others begin while ASKER is registered
  *   GONE_BOUND=n   safety instead: ASKER waits at most n ticks once the others are gone
  *   ORDERED        the server seats waiters, also those that never come to claim
+ *   STEPS_BACK     the server's clock may be stepped back, STEPS times
  *   FAILED_THIEF   S4: a holder that renews once a tick never loses its lease to one thief that reserves and dies
  */
 #include "record.pml"
@@ -189,6 +190,9 @@ proctype Clock() {
 #endif
        record_tick(); settle(); polled = 0;
        actor_tick(0); actor_tick(1); actor_tick(2) }
+#ifdef STEPS_BACK
+  :: d_step { CAN_STEP_BACK -> printf("server: its clock goes back\n"); step_back(BACK) }
+#endif
   od
 }
 

@@ -85,6 +85,24 @@ byte recovering;               /* 0: normal; LOST; else ticks until max_lease is
 #define SCRATCH hidden
 #endif
 
+#ifdef STEPS_BACK
+/* The server's clock may be stepped back: everything then ends that many ticks later, unless the next step on the record
+ * brings it to its own length. All holds here are granted for LEASE, which is their length. */
+#ifndef BACK
+#define BACK 9
+#endif
+#ifndef STEPS
+#define STEPS 0                /* how often it is, 0: any number of times */
+#endif
+byte steps;
+#define CAN_STEP_BACK (STEPS == 0 || steps < STEPS)
+#ifdef MUT_CUT_TO_THE_CALLERS_LEASE      /* a client whose own longest lease is shorter */
+#define CUT_TO (LEASE - 2)
+#else
+#define CUT_TO LEASE
+#endif
+#endif
+
 /* What the last step answered. */
 #define DENIED 0
 #define GRANTED 1              /* Obtained, Reentered; for Extend: Extended */
@@ -118,6 +136,37 @@ inline clear_successor() {
   s_grace = 0;
 #endif
 }
+
+/* What every step begins with. */
+inline cut() {
+#if defined(STEPS_BACK) && !defined(MUT_NOT_CUT)
+  h_left = (h_left > CUT_TO -> CUT_TO : h_left);
+  s_left = (s_left > RESERVATION -> RESERVATION : s_left);
+#ifdef FORCED
+  if :: s_grace > GRACE && s_grace != NO_END -> s_grace = GRACE :: else fi;
+#endif
+#ifdef RECOVERY
+  if :: recovering > RECOVERY_WAIT && recovering != LOST -> recovering = RECOVERY_WAIT :: else fi;
+#endif
+#endif
+  skip
+}
+
+#ifdef STEPS_BACK
+/* Once more before anybody has looked makes no difference. */
+inline step_back(ticks) {
+  if :: STEPS != 0 -> steps++ :: else fi;
+  if :: h_left > 0 && h_left <= LEASE -> h_left = h_left + ticks :: else fi;
+#ifdef FORCED
+  if :: s_id != 0 && s_grace <= GRACE -> s_grace = s_grace + ticks :: else fi;
+#endif
+  if :: s_left > 0 && s_left <= RESERVATION -> s_left = s_left + ticks :: else fi;
+#ifdef RECOVERY
+  if :: recovering != 0 && recovering <= RECOVERY_WAIT -> recovering = recovering + ticks :: else fi;
+#endif
+  skip
+}
+#endif
 
 inline grant(x, preemptible) {
 #ifdef TOKENS
@@ -172,6 +221,7 @@ inline grant(x, preemptible) {
 /* Obtain. The waiting thief polls with it too. `grace` is in ticks; 0: no forced hand-over. */
 inline obtain(x, preemptible, below, grace) {
   answer = DENIED; answer_left = 0;
+  cut();
   if
 #ifdef RECOVERY
   :: recovering == LOST -> recovering = RECOVERY_WAIT
@@ -222,6 +272,7 @@ inline obtain(x, preemptible, below, grace) {
 
 /* Release; also the victim's acknowledgement and the thief's withdrawal. */
 inline release(x) {
+  cut();
   if
 #ifdef MUT_RELEASE_BY_ANYBODY
   :: h_owner != 0 -> clear_holder()
@@ -254,6 +305,7 @@ inline release(x) {
 /* Extend by `ticks`; never shortens. */
 inline extend(x, ticks) {
   answer = DENIED; answer_left = 0;
+  cut();
   if
   :: MAY_EXTEND(x) ->
 #ifdef MUT_EXTENSION_SHORTENS

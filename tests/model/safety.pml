@@ -9,7 +9,7 @@
  * Switches: TOKENS (numbers the grants, for S2), CONFIRM, FORCED (thieves that ask for forced
  * hand-over), PAUSES (an actor may stay inside after its lease), OPTIONS (requests with every
  * `preemptible` and `reserve_below`), ORDERED (the server seats waiters), RECOVERY (the server
- * may lose its data), INVARIANTS, and the MUT_... ones.
+ * may lose its data), STEPS_BACK (its clock may be stepped back), INVARIANTS, and the MUT_... ones.
  */
 #include "record.pml"
 
@@ -196,7 +196,7 @@ active [2 * ACTORS] proctype Network() {
   :: d_step { X >= ACTORS && ((h_ids & BIT(X)) || s_id == X + 1) ->
        printf("server: Release of acquisition %d\n", X);
 #ifdef CHECK_WITHDRAWAL
-       answer = h_owner; answer_left = h_left;
+       cut(); answer = h_owner; answer_left = h_left;
        if
        :: s_id == X + 1 -> release(X);
           CHECK(S4_withdrawal_changed_the_hold, h_owner != answer || h_left != answer_left)
@@ -277,6 +277,12 @@ active proctype Clock() {
 #ifdef MUT_FENCE_LOST
   :: d_step { fence > 0 ->
        printf("server: forgets everything\n"); clear_holder(); clear_successor(); fence = 0 }
+#endif
+#ifdef STEPS_BACK
+  :: d_step { CAN_STEP_BACK && (h_owner != 0 || s_id != 0) ->
+       printf("server: its clock goes back a little\n"); step_back(1) }
+  :: d_step { CAN_STEP_BACK && (h_owner != 0 || s_id != 0) ->
+       printf("server: its clock goes back\n"); step_back(BACK) }
 #endif
 #ifdef MUT_SERVER_CLOCK_JUMPS
   :: d_step { h_left > 0 -> printf("server: its clock jumps\n"); record_tick() }
