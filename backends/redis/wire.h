@@ -47,7 +47,7 @@ std::optional<uint64_t> NumberFromWire(std::string_view bytes);
 std::array<char, 8> NumberToWire(int64_t number);
 
 // How much of the record's field s every record has. The last 32 bytes are an acquisition.
-inline constexpr size_t kStateSize = 56;
+inline constexpr size_t kStateSize = 64;
 
 // Microseconds, rounded up: a lease on the server never ends before the client's own.
 int64_t ToMicrosUp(absl::Duration duration);

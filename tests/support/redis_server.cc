@@ -140,6 +140,12 @@ void RedisServer::Start() {
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
+  std::vector<char*> environment;
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    environment.push_back(*variable);
+  }
+  for (std::string& variable : options_.environment) environment.push_back(variable.data());
+  environment.push_back(nullptr);
 
   unlink(socket_path_.c_str());
   int pipe_fds[2];
@@ -153,7 +159,7 @@ void RedisServer::Start() {
     if (getppid() != parent) _exit(1);
     dup2(pipe_fds[1], STDOUT_FILENO);
     dup2(pipe_fds[1], STDERR_FILENO);
-    execvp(argv[0], argv.data());
+    execvpe(argv[0], argv.data(), environment.data());
     _exit(127);
   }
   close(pipe_fds[1]);

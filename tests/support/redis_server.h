@@ -23,6 +23,8 @@ struct RedisServerOptions {
   bool persistent = false;
   // More arguments: {"--requirepass", "secret"}.
   std::vector<std::string> arguments = {};
+  // "NAME=value" each, added to this process's environment.
+  std::vector<std::string> environment = {};
 };
 
 class RedisServer {

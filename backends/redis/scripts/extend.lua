@@ -8,7 +8,10 @@ if not at then
 elseif successor then
   reply = {2, deadline - now}
 else
-  local wanted = now + tonumber(ARGV[2])
-  if wanted > deadline then deadline, changed = wanted, true end
+  local lease = tonumber(ARGV[2])
+  if now + lease > deadline then
+    deadline, changed = now + lease, true
+    if lease > length then length = lease end
+  end
   reply = {1, deadline - now}
 end

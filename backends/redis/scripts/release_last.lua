@@ -4,11 +4,11 @@
 -- refuses to write this. See record.lua for the fields.
 do
   local s = redis.call('HGET', KEYS[1], 's')
-  if s and #s == 56 then
-    local fence, kept, deadline, acquisition = struct.unpack('<dddc32', s)
+  if s and #s == 64 then
+    local fence, kept, deadline, length, acquisition = struct.unpack('<ddddc32', s)
     if acquisition == ARGV[1] and deadline > now and kept <= now + 100000000 and
        redis.pcall('HSET', KEYS[1], 's',
-                   struct.pack('<dddc32', fence, kept, 0, acquisition)) == 0 then
+                   struct.pack('<ddddc32', fence, kept, 0, length, acquisition)) == 0 then
       return 1
     end
   end

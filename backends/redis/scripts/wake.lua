@@ -10,7 +10,7 @@
 -- leaving.
 if forgets and waiter then
   call('HDEL', K, 'w:' .. acquisition)
-  if redis.pcall('ZREM', K .. ':waiting', sub(waiter, 10, 41) .. acquisition) == 1 then
+  if redis.pcall('ZREM', K .. ':waiting', sub(waiter, 18, 49) .. acquisition) == 1 then
     waiting = waiting - 1
   end
   waiter, changed = v[3], true
@@ -31,16 +31,24 @@ elseif freed and not handles and waiting > 0 then
       entries = {call('HGET', K, 'w:' .. sub(found[1], 33))}
     end
     for i = 1, #found do
+      if after then break end
       local a, entry = sub(found[i], 33), entries[i]
       if a == acquisition then entry = waiter end
-      if not entry or struct.unpack('<d', entry) <= now then
+      local over, lasts = 0, 0
+      if entry then over, lasts = struct.unpack('<dd', entry) end
+      if over > now + lasts then  -- The clock was stepped back.
+        entry = struct.pack('<d', now + lasts) .. sub(entry, 9)
+        if a == acquisition then waiter = entry end
+        redis.pcall('HSET', K, 'w:' .. a, entry)  -- If it is refused, the next one does it.
+      end
+      if over <= now then
         call('HDEL', K, 'w:' .. a)
         waiting, changed = waiting - call('ZREM', W, found[i]), true
       else
         place = place + 1
         if woken then
           if not after then after, after_entry = a, entry end
-        elseif sub(entry, 9, 9) == '0' then
+        elseif sub(entry, 17, 17) == '0' then
           woken, woken_entry = a, entry
         elseif not silent then
           silent, silent_entry = a, entry
@@ -50,17 +58,18 @@ elseif freed and not handles and waiting > 0 then
   until after or #found < 2
   if not woken then woken, woken_entry = silent, silent_entry end
   if woken then
-    local client, reservation = sub(woken_entry, 42, 57), sub(woken_entry, 58, 73)
+    local client, reservation = sub(woken_entry, 50, 65), sub(woken_entry, 66, 81)
     changed = true
-    if sub(woken_entry, 74, 74) == '0' then
+    if sub(woken_entry, 82, 82) == '0' then
       successor, successor_client = woken, client
-      successor_priority, successor_owner = sub(woken_entry, 75, 94), sub(woken_entry, 95)
-      successor_deadline, grace_end, nominated = now + reservation, nil, '1'
+      successor_priority, successor_owner = sub(woken_entry, 83, 102), sub(woken_entry, 103)
+      successor_length, grace_end, nominated = tonumber(reservation), nil, '1'
+      successor_deadline = now + successor_length
       successor_changed = true
     end
     if woken ~= acquisition then tell(client, 'H' .. woken .. freed) end
     if after then
-      tell(sub(after_entry, 42, 57),
+      tell(sub(after_entry, 50, 65),
            string.format('L%s %.0f', after, tonumber(reservation)))
     end
   else

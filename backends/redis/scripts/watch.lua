@@ -3,9 +3,9 @@
 -- registration lease is over, so a dead one never stalls the queue; refreshing it keeps its place.
 --
 -- A waiter's entry (field w:ACQUISITION):
---     1 deadline, '<d'     9 '1' if woken and it has not asked since     10 order of priority (2^64
---     - 1 - priority), 20     30 number of registration, 12     42 client, 16     58 reservation
---     lease, 16     74 barging ('1'/'0')     75 priority, 20     95 owner
+--     1 deadline, '<d'     9 its length, '<d'     17 '1' if woken and it has not asked since
+--     18 order of priority (2^64 - 1 - priority), 20     38 number of registration, 12     50 client,
+--     16     66 reservation lease, 16     82 barging ('1'/'0')     83 priority, 20     103 owner
 -- Its member of the waiting list, a sorted set, is the order, the number and the acquisition: with 64
 -- bytes a short list is still one small block.
 --
@@ -29,18 +29,18 @@ else
   local priority = sub(wish, 34, 53)
   local number
   local silent, forgotten = '0', {}
-  if waiter and sub(waiter, 75, 94) == priority and struct.unpack('<d', waiter) > now then
-    number, silent = sub(waiter, 30, 41), sub(waiter, 9, 9)
+  if waiter and sub(waiter, 83, 102) == priority and struct.unpack('<d', waiter) > now then
+    number, silent = sub(waiter, 38, 49), sub(waiter, 17, 17)
   elseif waiter then
-    forgotten[1] = sub(waiter, 10, 41) .. acquisition
+    forgotten[1] = sub(waiter, 18, 49) .. acquisition
   end
   local predecessor = ARGV[5]
   if predecessor and predecessor ~= acquisition then
     local old = call('HGET', K, 'w:' .. predecessor)
-    if old and struct.unpack('<d', old) > now and sub(old, 75, 94) == priority then
-      if number then forgotten[1] = sub(waiter, 10, 41) .. acquisition end
-      number, silent = sub(old, 30, 41), '0'
-      forgotten[#forgotten + 1] = sub(old, 10, 41) .. predecessor
+    if old and struct.unpack('<d', old) > now and sub(old, 83, 102) == priority then
+      if number then forgotten[1] = sub(waiter, 18, 49) .. acquisition end
+      number, silent = sub(old, 38, 49), '0'
+      forgotten[#forgotten + 1] = sub(old, 18, 49) .. predecessor
     else
       predecessor = nil
     end
@@ -76,21 +76,27 @@ else
       successor_changed = true
     end
   end
-  local until_ = now + tonumber(ARGV[4])
+  local registration = tonumber(ARGV[4])
+  local until_ = now + registration
   -- Spared, as in store.lua, from being said each time.
   if until_ + SLACK > list_kept then
     list_kept = until_ + SLACK + 20000000
     call('PEXPIRE', W, math.ceil((list_kept - now) / 1000) + 1000)
   end
-  waiter = struct.pack('<d', until_) .. silent .. place .. wish
+  waiter = struct.pack('<dd', until_, registration) .. silent .. place .. wish
 
   first = waiting == 1
   while not first do
     local member = call('ZRANGE', W, 0, 0)[1]
     local a = sub(member, 33)
     local entry = a == acquisition and waiter or call('HGET', K, 'w:' .. a)
-    if entry and struct.unpack('<d', entry) > now then
+    local over, lasts = 0, 0
+    if entry then over, lasts = struct.unpack('<dd', entry) end
+    if over > now then
       first = a == acquisition
+      if over > now + lasts then
+        redis.pcall('HSET', K, 'w:' .. a, struct.pack('<d', now + lasts) .. sub(entry, 9))
+      end
       break
     end
     call('HDEL', K, 'w:' .. a)

@@ -1010,7 +1010,7 @@ TEST(RedisBackendTest, AnAnswerThatNoScriptGivesIsAnUnknownOutcome) {
   RedisServer server;
   for (const std::string_view answer :
        {":9\r\n", "+OK\r\n", "$-1\r\n", "*0\r\n", "*2\r\n:1\r\n:-5\r\n", "*2\r\n:4\r\n$1\r\nx\r\n",
-        "$56\r\n11111111111111111111111122222222222222222222222222222222\r\n"}) {
+        "$64\r\n1111111111111111111111111111111122222222222222222222222222222222\r\n"}) {
     TcpProxy proxy(server.socket_path());
     const Backend backend = Connect(OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port())));
     proxy.HoldRequests(true);

@@ -1,7 +1,8 @@
 // The scripts against core/lock_record: random sequences of steps run on a real server, with the
 // time given by the test, and on the reference. Replies, the stored record and the messages to
-// others must agree after every step. The waiting list, which the reference does not have, is
-// written here a second time, in the plainest way.
+// others must agree after every step, whichever way the time goes. The waiting list and the clock
+// that tokens follow, which the reference does not have, are written here a second time, in the
+// plainest way.
 
 #include "latchkey/backends/redis/scripts.h"
 
@@ -83,8 +84,7 @@ std::string Text(const redisReply* reply) {
 class ScriptRunner {
  public:
   explicit ScriptRunner(const RedisServer& server) : commands_(server), events_(server) {
-    // The tests' time begins near 0.
-    commands_.Do({"SET", "p:marker", "-100000000"});
+    commands_.Do({"SET", "p:marker", "1"});
     events_.Do({"PSUBSCRIBE", "p:client:*"});
   }
 
@@ -158,6 +158,7 @@ struct Waiter {
   Priority priority = 0;
   int number = 0;
   absl::Time deadline = {};
+  absl::Duration length = {};
   absl::Duration reservation = {};
   bool barging = false;
   bool silent = false;
@@ -171,6 +172,7 @@ struct Model {
   std::vector<Waiter> waiters;
   std::vector<std::string> messages;
   std::optional<AcquisitionId> claimer;
+  int waiters_cut = 0;
 
   void Send(AcquisitionId to, std::string_view kind, std::string_view rest) {
     messages.push_back(absl::StrCat(ClientOf(to), " ", kind, to.ToString(), rest));
@@ -191,23 +193,50 @@ struct Model {
     std::erase_if(waiters, [&](const Waiter& waiter) { return waiter.acquisition == id; });
   }
 
-  void WakeBest(absl::Time now, HoldEnd why, AcquisitionId caller) {
-    std::vector<Waiter*> order;
-    for (Waiter& waiter : waiters) {
-      if (waiter.deadline > now) order.push_back(&waiter);
-    }
-    std::sort(order.begin(), order.end(), [](const Waiter* a, const Waiter* b) {
-      return a->priority != b->priority ? a->priority > b->priority : a->number < b->number;
+  void SortWaiters() {
+    std::sort(waiters.begin(), waiters.end(), [](const Waiter& a, const Waiter& b) {
+      return a.priority != b.priority ? a.priority > b.priority : a.number < b.number;
     });
-    if (order.empty()) return;
-    auto best = std::find_if(order.begin(), order.end(), [](Waiter* w) { return !w->silent; });
-    Waiter* after = nullptr;
-    if (best == order.end()) {
-      best = order.begin();
-    } else if (best + 1 != order.end()) {
-      after = *(best + 1);
+  }
+
+  // Whether the next waiter to be met counts; one that does not goes.
+  bool Meet(std::vector<Waiter>::iterator waiter, absl::Time now) {
+    if (waiter->deadline > now + waiter->length) {
+      waiter->deadline = now + waiter->length;
+      ++waiters_cut;
     }
-    Waiter& woken = **best;
+    if (waiter->deadline > now) return true;
+    waiters.erase(waiter);
+    return false;
+  }
+
+  void MeetFirst(absl::Time now) {
+    SortWaiters();
+    while (!waiters.empty() && !Meet(waiters.begin(), now)) {
+    }
+  }
+
+  void WakeBest(absl::Time now, HoldEnd why, AcquisitionId caller) {
+    SortWaiters();
+    size_t met = 0;
+    std::optional<size_t> best;
+    std::optional<size_t> silent;
+    std::optional<size_t> next;
+    while (met < waiters.size() && !next) {
+      if (!Meet(waiters.begin() + static_cast<std::ptrdiff_t>(met), now)) continue;
+      if (best) {
+        next = met;
+      } else if (!waiters[met].silent) {
+        best = met;
+      } else if (!silent) {
+        silent = met;
+      }
+      ++met;
+    }
+    if (!best) best = silent;
+    if (!best) return;
+    Waiter& woken = waiters[*best];
+    const Waiter* const after = next ? &waiters[*next] : nullptr;
     woken.silent = true;
     claimer = woken.acquisition;
     if (!woken.barging) {
@@ -270,7 +299,8 @@ struct Stored {
   std::map<std::string, std::string> fields;
   double fence = 0;
   double kept = 0;      // Until when,
-  double deadline = 0;  // of the hold.
+  double deadline = 0;  // of the hold,
+  double length = 0;    // and its length.
   double waiting = 0;
   int more = 0;
 
@@ -284,12 +314,13 @@ struct Stored {
     fence = number(0);
     kept = number(8);
     deadline = number(16);
-    waiting = number(56);
-    if (s.size() == 81) more = s[80];
-    EXPECT_TRUE(s.empty() || s.size() == 56 || s.size() == 81) << s.size();
+    length = number(24);
+    waiting = number(64);
+    if (s.size() == 89) more = s[88];
+    EXPECT_TRUE(s.empty() || s.size() == 64 || s.size() == 89) << s.size();
   }
 
-  bool IsShort() const { return fields.at("s").size() <= 56; }
+  bool IsShort() const { return fields.at("s").size() <= 64; }
   bool HasSuccessor() const { return more % 2 == 1; }
 
   // As a holder and a successor would be described by ExpectedRecord().
@@ -298,19 +329,22 @@ struct Stored {
     record["fence"] = Exactly(fence);
     if (deadline > 0) {
       const std::string& hold = fields.at("h");
-      record["handles"] = absl::StrCat("h", fields.at("s").substr(24, 32), ":", hold.substr(0, 16),
+      record["handles"] = absl::StrCat("h", fields.at("s").substr(32, 32), ":", hold.substr(0, 16),
                                        more >= 2 ? fields.at("hh") : "");
       record["holder"] = hold.substr(16);
       record["deadline"] = Exactly(deadline);
+      record["length"] = Exactly(length);
     }
     if (HasSuccessor()) {
       record["successor"] = fields.at("sa");
       const std::string& info = fields.at("si");
-      double times[2];
-      std::memcpy(times, info.data(), 16);
+      double times[4];
+      std::memcpy(times, info.data(), sizeof times);
       record["reserved until"] = Exactly(times[0]);
-      record["grace end"] = Exactly(times[1]);
-      record["reserved for"] = info.substr(16);
+      record["length of the reservation"] = Exactly(times[1]);
+      record["grace end"] = Exactly(times[2]);
+      if (times[2] != 0) record["grace"] = Exactly(times[3]);
+      record["reserved for"] = info.substr(sizeof times);
     }
     return record;
   }
@@ -331,14 +365,19 @@ std::map<std::string, std::string> ExpectedRecord(const Model& model) {
     fields["holder"] = absl::StrCat(EncodePriority(record.holder->priority),
                                     record.holder->preemptible ? 1 : 0, record.holder->owner);
     fields["deadline"] = absl::StrCat(absl::ToUnixMicros(record.holder->deadline));
+    fields["length"] = MicrosText(record.holder->length);
   }
   if (const auto& successor = record.successor) {
     fields["successor"] =
         absl::StrCat(successor->acquisition.ToString(), ClientOf(successor->acquisition));
     fields["reserved until"] = absl::StrCat(absl::ToUnixMicros(successor->deadline));
-    fields["grace end"] = successor->grace_end == absl::InfiniteFuture()
-                              ? "0"
-                              : absl::StrCat(absl::ToUnixMicros(successor->grace_end));
+    fields["length of the reservation"] = MicrosText(successor->length);
+    if (successor->grace_end == absl::InfiniteFuture()) {
+      fields["grace end"] = "0";
+    } else {
+      fields["grace end"] = absl::StrCat(absl::ToUnixMicros(successor->grace_end));
+      fields["grace"] = MicrosText(successor->grace);
+    }
     fields["reserved for"] = absl::StrCat(model.nominated ? 1 : 0,
                                           EncodePriority(successor->priority), successor->owner);
   }
@@ -384,6 +423,21 @@ std::vector<std::string> ObtainArguments(const ObtainRequest& request, std::stri
   return arguments;
 }
 
+// What the marker says of the clock that tokens follow.
+struct TokenClock {
+  absl::Time noted = absl::InfinitePast();
+  absl::Duration ahead = absl::ZeroDuration();
+
+  void Obtain(absl::Time now, bool granted) {
+    if (now < noted) {
+      ahead += noted + absl::Seconds(1) + absl::Microseconds(1) - now;
+      noted = now;
+    } else if (granted && (noted == absl::InfinitePast() || now > noted + absl::Seconds(1))) {
+      noted = now;
+    }
+  }
+};
+
 uint64_t Seed() {
   const char* given = std::getenv("LATCHKEY_SEED");
   uint64_t seed = 0;
@@ -408,11 +462,12 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
   const std::string owners[] = {"", "a", "b", std::string("c\0\r\n", 4)};
   int mark = 0;
   std::map<std::string, int> seen;
+  absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  TokenClock token_clock;
 
   for (int sequence = 0; sequence < 500; ++sequence) {
     scripts.UseResource(absl::StrCat("resource ", sequence));
     Model model;
-    absl::Time now = absl::FromUnixMicros(1000);
     // Few priorities at a time, so that equal ones meet.
     const Priority low = kPriorities[below(6)];
     const Priority high = kPriorities[below(7)];
@@ -428,6 +483,21 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
       now += absl::Microseconds(below(4) == 0 ? below(40) : below(4));
       // So that the record has to be kept for longer, or for less.
       if (below(100) == 0) now += absl::Seconds(30);
+      // A clock that is set: anything from a little to more than all that is there.
+      if (below(25) == 0) {
+        const absl::Duration steps[] = {absl::Microseconds(5), absl::Microseconds(40),
+                                        absl::Seconds(50), absl::Hours(2)};
+        now -= steps[below(4)];
+        seen["the clock went back"]++;
+        const LockRecord& record = model.record;
+        if (record.holder && record.holder->deadline > now + record.holder->length) {
+          seen["a hold was cut"]++;
+        }
+        if (const auto& successor = record.successor) {
+          if (successor->deadline > now + successor->length) seen["a reservation was cut"]++;
+          if (successor->grace_end > now + successor->grace) seen["a grace was cut"]++;
+        }
+      }
       const Stored before(scripts.Record());
       const absl::Time kept_before = absl::FromUnixMicros(static_cast<int64_t>(before.kept));
       const AcquisitionId id = ids[static_cast<size_t>(below(7))];
@@ -448,9 +518,10 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
         request.reservation_lease = absl::Microseconds(1 + below(25));
         if (below(3) == 0) request.grace = absl::Microseconds(below(20));
         ObtainReply reply = Apply(model.record, request, now, effects);
+        token_clock.Obtain(now, reply.outcome == ObtainOutcome::kObtained);
         if (reply.outcome == ObtainOutcome::kObtained) {
           // Tokens follow the clock, of which the reference does not know.
-          const int64_t least = absl::ToUnixMicros(now - kTokenSlack);
+          const int64_t least = absl::ToUnixMicros(now + token_clock.ahead - kTokenSlack);
           if (least > static_cast<int64_t>(reply.token)) {
             reply.token = static_cast<FencingToken>(least);
             model.record.fence = model.record.holder->token = reply.token;
@@ -517,14 +588,15 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
         Waiter waiter{.acquisition = id,
                       .owner = owner_of[id],
                       .priority = priority(),
-                      .deadline = now + absl::Microseconds(1 + below(80)),
+                      .length = absl::Microseconds(1 + below(80)),
                       .reservation = absl::Microseconds(1 + below(20)),
                       .barging = below(5) == 0};
+        waiter.deadline = now + waiter.length;
         const std::string barging = waiter.barging ? "1" : "0";
         const bool as_holder = below(8) == 0;
         std::optional<AcquisitionId> place_of;
         if (below(6) == 0) place_of = ids[static_cast<size_t>(below(7))];
-        const std::string lease = MicrosText(waiter.deadline - now);
+        const std::string lease = MicrosText(waiter.length);
         const Priority asked = waiter.priority;
 
         Expire(model.record, now, effects);
@@ -568,6 +640,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
           }
           if (waiter.number == 0) waiter.number = ++model.registered;
           model.waiters.push_back(waiter);
+          model.MeetFirst(now);
           const HoldEnd why = effects.became_free ? effects.why : HoldEnd::kReleased;
           if (model.record.IsFree()) effects.became_free = true;
           effects.why = why;
@@ -632,6 +705,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
       // Dead registrations are dropped when they are met; live ones must be there.
       double live = 0;
       absl::Time needed = absl::FromUnixMicros(static_cast<int64_t>(model.record.fence));
+      if (needed > now + kTokenSlack) needed -= token_clock.ahead;
       for (const Waiter& waiter : model.waiters) {
         if (waiter.deadline <= now) continue;
         ++live;
@@ -669,6 +743,7 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
       if (!model.record.holder && stored.fields.contains("h")) seen["an old hold is not read"]++;
       waited = waited || stored.waiting > 0;
     }
+    seen["a waiter was cut"] += model.waiters_cut;
   }
   // The sequences met every outcome.
   for (const char* outcome : {"obtained",
@@ -703,7 +778,12 @@ TEST(RedisScriptsTest, AgreeWithTheReferenceOnRandomSequences) {
                               "kept shorter",
                               "an old successor is not read",
                               "an old hold is not read",
-                              "a token by the clock"}) {
+                              "a token by the clock",
+                              "the clock went back",
+                              "a hold was cut",
+                              "a reservation was cut",
+                              "a grace was cut",
+                              "a waiter was cut"}) {
     EXPECT_GT(seen[outcome], 0) << outcome;
   }
 }
@@ -761,6 +841,148 @@ TEST(RedisScriptsTest, WithoutItsMarkerAServerGrantsNothingUntilItHasRecovered) 
   EXPECT_EQ(obtain(now), "[5,20000500]");
   EXPECT_EQ(obtain(now + 499 * us + 2 * kTokenSlack), "[5,1]");
   EXPECT_EQ(obtain(now + 500 * us + 2 * kTokenSlack)[0], '1');
+}
+
+// ---- A server's clock that is stepped back ----
+
+TEST(RedisScriptsTest, ARecoveryBeginsAnewAtMostWhenTheClockGoesBackAndNeverOnceItIsOver) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  scripts.commands().Do({"DEL", MarkerKey("p:")});
+  const absl::Time start = absl::FromUnixSeconds(1'800'000'000);
+  const absl::Duration us = absl::Microseconds(1);
+  auto obtain = [&](absl::Time time, AcquisitionId id) {
+    return ObtainText(scripts.Run(Step::kObtain, time, ObtainArguments(id, "0", 500 * us)).get());
+  };
+  EXPECT_EQ(obtain(start, {1, 1}), "[5,20000500]");
+  EXPECT_EQ(obtain(start + 100 * us, {1, 1}), "[5,20000400]");
+  const absl::Time back = start - absl::Hours(2);
+  EXPECT_EQ(obtain(back, {1, 1}), "[5,20000500]");
+  EXPECT_EQ(obtain(back + 100 * us, {1, 1}), "[5,20000400]") << "it goes on";
+  const absl::Time over = back + 500 * us + 2 * kTokenSlack;
+  int64_t token = 0;
+  ASSERT_TRUE(absl::SimpleAtoi(obtain(over, {1, 1}), &token));
+  EXPECT_GT(token, absl::ToUnixMicros(start + kTokenSlack)) << "the largest from before the loss";
+  scripts.Run(Step::kRelease, over, {AcquisitionId{1, 1}.ToString()});
+  int64_t next = 0;
+  ASSERT_TRUE(absl::SimpleAtoi(obtain(over - absl::Hours(2), {1, 2}), &next))
+      << "it has recovered, whatever its clock says";
+  EXPECT_GT(next, token);
+}
+
+TEST(RedisScriptsTest, WhoReadsTheFenceBackIsToldThatItIsLostAlsoWhenTheClockGoesBack) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  scripts.commands().Do({"DEL", MarkerKey("p:")});
+  const absl::Time start = absl::FromUnixSeconds(1'800'000'000);
+  const absl::Duration us = absl::Microseconds(1);
+  auto obtain = [&](absl::Time time) {
+    const ObtainRequest request{
+        .resource = "r", .acquisition = {1, 1}, .owner = "an owner", .lease = absl::Hours(1)};
+    return scripts.Run(Step::kObtain, time, ObtainArguments(request, "0", 500 * us, "70"));
+  };
+  EXPECT_EQ(Text(obtain(start).get()), "[5,500]");
+  const absl::Time back = start - absl::Hours(2);
+  EXPECT_EQ(Text(obtain(back).get()), "[5,500]");
+  const Reply held = obtain(back + 500 * us);
+  ASSERT_EQ(held->elements, 4u) << Text(held.get());
+  EXPECT_EQ(held->element[3]->integer, 1);
+  // For as long as its token may be below one that was given before the loss.
+  const absl::Time later = back + absl::Minutes(30);
+  const int64_t largest = absl::ToUnixMicros(start + 570 * us + kTokenSlack);
+  for (const int64_t confirmed : {largest, largest + 1}) {
+    scripts.Run(Step::kConfirm, later, {AcquisitionId{1, 1}.ToString(), absl::StrCat(confirmed)});
+    EXPECT_EQ(obtain(later)->elements, confirmed == largest ? 4u : 3u);
+  }
+}
+
+TEST(RedisScriptsTest, TokensGoOnWhenTheClockGoesBackAlthoughTheirRecordIsGone) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  const std::string key = RecordKey("p:", "r");
+  int64_t last = 0;
+  uint64_t next_id = 1;
+  for (const absl::Duration step :
+       {absl::ZeroDuration(), absl::Hours(-2), absl::Seconds(1), absl::Seconds(-3),
+        absl::Milliseconds(500), absl::Hours(2), absl::Hours(-200), absl::Hours(200)}) {
+    now += step;
+    const AcquisitionId id{1, next_id++};
+    int64_t token = 0;
+    ASSERT_TRUE(absl::SimpleAtoi(
+        ObtainText(scripts.Run(Step::kObtain, now, ObtainArguments(id, "0")).get()), &token));
+    EXPECT_GT(token, last) << step;
+    last = token;
+    scripts.Run(Step::kRelease, now, {id.ToString()});
+    // For no longer than ever: such tokens do not have to be remembered.
+    EXPECT_LE(scripts.commands().Do({"PTTL", key})->integer, 101'000) << step;
+    scripts.commands().Do({"DEL", key});
+  }
+}
+
+TEST(RedisScriptsTest, WhatALookFindsIsKeptForNoLongerBecauseTheClockWentBack) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  const absl::Time start = absl::FromUnixSeconds(1'800'000'000);
+  const std::string key = RecordKey("p:", "r");
+  auto obtain = [&](absl::Time now, AcquisitionId id) {
+    return Text(scripts.Run(Step::kObtain, now, ObtainArguments(id, "0")).get());
+  };
+  auto kept_for = [&] { return (scripts.commands().Do({"PTTL", key})->integer + 999) / 1000; };
+  // A server takes what is to live for 10 s to its new time.
+  auto go_back = [&] { scripts.commands().Do({"PEXPIRE", key, "7210000"}); };
+  obtain(start, {1, 1});
+  go_back();
+  const absl::Time back = start - absl::Hours(2);
+  EXPECT_EQ(obtain(back, {1, 2}).substr(0, 11), "[4,1000000,") << "the lease of the killed holder";
+  EXPECT_EQ(kept_for(), 32) << "that, and 31 s as ever";
+  // One that was released.
+  scripts.Run(Step::kRelease, back, {AcquisitionId{1, 1}.ToString()});
+  obtain(back + absl::Hours(2), {1, 3});
+  scripts.Run(Step::kRelease, back + absl::Hours(2), {AcquisitionId{1, 3}.ToString()});
+  go_back();
+  obtain(back, {1, 4});
+  scripts.Run(Step::kRelease, back, {AcquisitionId{1, 4}.ToString()});
+  EXPECT_LE(kept_for(), 101);
+}
+
+TEST(RedisScriptsTest, AFenceThatAQuorumRaisedKeepsItsRecordUntilTheClockHasPassedIt) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  auto obtain = [&](absl::Time time, AcquisitionId id) {
+    int64_t token = 0;
+    EXPECT_TRUE(absl::SimpleAtoi(
+        ObtainText(
+            scripts
+                .Run(Step::kObtain, time, ObtainArguments(id, "0", absl::ZeroDuration(), "1000000"))
+                .get()),
+        &token));
+    return token;
+  };
+  obtain(now, {1, 1});
+  // Another server's clock is ten minutes ahead, and gave this one.
+  const int64_t raised = absl::ToUnixMicros(now + absl::Minutes(10));
+  scripts.Run(Step::kConfirm, now, {AcquisitionId{1, 1}.ToString(), absl::StrCat(raised)});
+  scripts.Run(Step::kRelease, now, {AcquisitionId{1, 1}.ToString()});
+  // Dropped any earlier, the record would leave no trace of a token that this clock does not reach.
+  const int64_t kept =
+      (scripts.commands().Do({"PTTL", RecordKey("p:", "r")})->integer + 999) / 1000;
+  EXPECT_GE(kept, 610);
+  EXPECT_LE(kept, 610 + 21);
+  EXPECT_EQ(obtain(now + absl::Minutes(1), {1, 2}), raised + 1);
+  scripts.commands().Do({"DEL", RecordKey("p:", "r")});
+  EXPECT_GT(obtain(now + absl::Minutes(10) + kTokenSlack + absl::Seconds(1), {1, 3}), raised + 1);
+}
+
+TEST(RedisScriptsTest, AMarkerThatIsSomethingElseIsRefused) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  scripts.commands().Do({"SET", MarkerKey("p:"), "mine"});
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  EXPECT_EQ(Text(scripts.Run(Step::kObtain, now, ObtainArguments({1, 1}, "0")).get()),
+            "WRONGTYPE marker");
+  EXPECT_EQ(Text(scripts.commands().Do({"GET", MarkerKey("p:")}).get()), "mine");
 }
 
 TEST(RedisScriptsTest, WhoReadsTheFenceBackIsGrantedEarlierAndToldThatItIsLost) {
