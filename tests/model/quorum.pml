@@ -19,10 +19,17 @@
  * grant only when a majority of the others, which have their fences, has answered a question asked
  * after that grant, and then with a token above all that they said.
  *
+ * A holder that is inside obtains again on a server that was away (RETURNS). The server may have a
+ * token of its own, smaller or larger than the holder's, which does not change; the holder counts
+ * on the server once that has answered Confirm(t), Confirmed or Raise. So t stays known where
+ * servers forget (FORGETS): while a holder counts on a majority, which therefore keep its record,
+ * the others may drop theirs, fence and all. (Not for several handles of one owner, nor with
+ * force: there the holder that keeps the records need not be the last that entered.)
+ *
  * Switches: SHARED_OWNER (clients 1 and 2 are handles of one owner), ANONYMOUS, FORCED (forced
  * hand-over by a higher priority at any time), PAUSES (clients stay inside when their leases are
- * over), LOSSES=n (so many times a server loses its data), ACTIVE=n (so many clients do anything
- * but send late requests), NO_LATE_OBTAIN, and the MUT_... ones.
+ * over), RETURNS, FORGETS, LOSSES=n (so many times a server loses its data), ACTIVE=n (so many
+ * clients do anything but send late requests), NO_LATE_OBTAIN, and the MUT_... ones.
  */
 #define CLIENTS 3
 #define SERVERS 3
@@ -109,6 +116,12 @@ byte fenceless[CLIENTS], was_read[CLIENTS], above[CLIENTS];
 #define NOTE_END(i, n) skip
 #endif
 
+#ifdef RETURNS
+/* Inside: the token it entered with, and the servers that have granted again and not yet confirmed
+ * it. */
+byte token[CLIENTS], back[CLIENTS];
+#endif
+
 /* History: the largest token that entered and its owner + 1, and what it was when an attempt began. */
 byte last_token, last_owner;
 #if defined(SHARED_OWNER) || defined(FORCED)
@@ -123,7 +136,7 @@ byte owner_of_token[MAX_TOKEN + 1];
 #else
 #define SCRATCH hidden
 #endif
-SCRATCH byte S1_two_owners_inside, S2_token_not_larger, S2_token_of_two_owners;
+SCRATCH byte S1_two_owners_inside, S2_token_not_larger, S2_token_of_two_owners, entered;
 #define CHECK(flag, broken) flag = (broken); assert(!flag)
 
 #define COUNTS(i, n) (known[i].at[n] != 0)
@@ -208,8 +221,48 @@ inline clear_hold(n) { h_owner[n] = 0; h_ids[n] = 0; h_token[n] = 0; SET_FENCELE
 #define CONFIRM_MENDS(i, n)
 #endif
 
+#ifdef RETURNS
+#if LOSSES > 0
+#define MEND(n) if :: phase[n] == FENCELESS -> phase[n] = RUNNING :: else fi
+#else
+#define MEND(n) skip
+#endif
+#ifdef MUT_COUNTED_WITHOUT_CONFIRMATION
+#define BACK(i, n) known[i].at[n] = 1
+#else
+#define BACK(i, n) back[i] = back[i] | BIT(n)
+#endif
+/* The answer counts only if the hold is live when it comes. */
+#ifdef MUT_RETURNS_AFTER_ITS_LOSS
+#define MAY_RETURN(i) true
+#else
+#define MAY_RETURN(i) MAJORITY(i)
+#endif
+#define OBTAIN_AGAIN(i, n, step) \
+  :: d_step { state[i] == INSIDE && MAY_RETURN(i) && !COUNTS(i, n) && !(back[i] & BIT(n)) && ANSWERS(n) && \
+       h_owner[n] == 0 && fence[n] + step <= MAX_TOKEN -> \
+       printf("server %d: grants client %d again, with token %d\n", n, i, fence[n] + step); \
+       GRANT(i, n, fence[n] + step, BIT(i)); BACK(i, n) }
+#define RETURN(i, n) \
+  OBTAIN_AGAIN(i, n, 1) \
+  OBTAIN_AGAIN(i, n, 2) \
+  :: d_step { state[i] == INSIDE && MAY_RETURN(i) && !COUNTS(i, n) && !(back[i] & BIT(n)) && ANSWERS(n) && \
+       SAME_OWNER(i, n) -> \
+       printf("server %d: client %d re-enters again, with token %d\n", n, i, h_token[n]); \
+       h_ids[n] = h_ids[n] | BIT(i); BACK(i, n) } \
+  :: d_step { state[i] == INSIDE && (back[i] & BIT(n)) && (h_ids[n] & BIT(i)) -> \
+       printf("server %d: client %d confirms %d again, where it has %d\n", n, i, token[i], h_token[n]); \
+       h_token[n] = MAX(h_token[n], token[i]); fence[n] = MAX(fence[n], h_token[n]); \
+       SET_FENCELESS(n, 0); MEND(n); known[i].at[n] = 1; back[i] = back[i] & ~BIT(n) } \
+  :: d_step { (back[i] & BIT(n)) -> printf("client %d: does not return to server %d\n", i, n); \
+       back[i] = back[i] & ~BIT(n) }
+#else
+#define RETURN(i, n)
+#endif
+
 #define ON_SERVER(i, n) \
   READ(i, n) \
+  RETURN(i, n) \
   CONFIRM_MENDS(i, n) \
   OBTAIN(i, n, 1) \
   OBTAIN(i, n, 2) \
@@ -252,12 +305,32 @@ inline quit(i) {
 #if LOSSES > 0
   ; fenceless[i] = 0; FORGET_READING(i)
 #endif
+#ifdef RETURNS
+  ; token[i] = 0; back[i] = 0
+#endif
 #if defined(SHARED_OWNER) || defined(FORCED)
   ; base_token[i] = 0
 #endif
 }
 
-inline mark_live(i, n) { if :: COUNTS(i, n) -> known[i].at[n] = 1 :: else fi }
+/* Once inside it counts on those that confirmed its token; it may go on asking the others. */
+#if defined(MUT_GRANT_OF_ANOTHER_TOKEN_COUNTS) || defined(MUT_NO_CONFIRMATION)
+#define CONFIRMS(i, n) COUNTS(i, n)
+#else
+#define CONFIRMS(i, n) (TOKEN(i, n) == entered)
+#endif
+#ifdef RETURNS
+#define ASK_STILL(i, n) back[i] = back[i] | BIT(n)
+#else
+#define ASK_STILL(i, n) skip
+#endif
+inline mark_live(i, n) {
+  if
+  :: COUNTS(i, n) && CONFIRMS(i, n) -> known[i].at[n] = 1
+  :: COUNTS(i, n) && !CONFIRMS(i, n) -> known[i].at[n] = 0; ASK_STILL(i, n)
+  :: else
+  fi
+}
 #define CONFLICT(i, j) (state[j] == INSIDE && OWNER(i) != OWNER(j))
 
 inline enter(i) {
@@ -277,7 +350,11 @@ inline enter(i) {
   CHECK(S2_token_not_larger, (last_owner == OWNER(i) + 1 -> LARGEST(i) < last_token : LARGEST(i) <= last_token));
 #endif
   if :: LARGEST(i) >= last_token -> last_token = LARGEST(i); last_owner = OWNER(i) + 1 :: else fi;
-  mark_live(i, 0); mark_live(i, 1); mark_live(i, 2)
+#ifdef RETURNS
+  token[i] = LARGEST(i);
+#endif
+  entered = LARGEST(i);
+  mark_live(i, 0); mark_live(i, 1); mark_live(i, 2); entered = 0
 #if LOSSES > 0
   ; fenceless[i] = 0; FORGET_READING(i)
 #endif
@@ -301,6 +378,8 @@ active [CLIENTS] proctype Client() {
 }
 
 #define N (_pid - CLIENTS)
+#define INSIDE_WITHOUT(i, n) (state[i] == INSIDE && (n == 0 || COUNTS(i, 0)) && (n == 1 || COUNTS(i, 1)) && \
+  (n == 2 || COUNTS(i, 2)))
 #define MAX_KNOWN(i) MAX(known[i].at[0], MAX(known[i].at[1], known[i].at[2]))
 #define LATE_OBTAIN(i) \
   :: d_step { h_owner[N] == 0 && ANSWERS(N) && fence[N] < MAX_TOKEN -> \
@@ -310,6 +389,11 @@ active [SERVERS] proctype Server() {
   do
   :: d_step { h_owner[N] != 0 && !COUNTED(0, N) && !COUNTED(1, N) && !COUNTED(2, N) ->
        printf("server %d: the hold ends\n", N); clear_hold(N) }
+#ifdef FORGETS
+  :: d_step { h_owner[N] == 0 && fence[N] > 0 && RUNS(N) && !ANYBODY_COUNTS(N) &&
+       (INSIDE_WITHOUT(0, N) || INSIDE_WITHOUT(1, N) || INSIDE_WITHOUT(2, N)) ->
+       printf("server %d: forgets\n", N); fence[N] = 0 }
+#endif
 #ifndef NO_LATE_OBTAIN
   LATE_OBTAIN(0)
   LATE_OBTAIN(1)
