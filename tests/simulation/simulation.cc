@@ -96,11 +96,16 @@ class LosingServer : public LockingProtocol {
     recovered_at_ = clock_.Now() + kMaxLease;
     known_.clear();
   }
+  // Until it is back it executes nothing and says nothing. What it has goes on: leases run out.
+  void GoAway() { away_ = true; }
+  void ComeBack() { away_ = false; }
+  bool IsThere() const { return !away_ && clock_.Now() >= recovered_at_; }
   bool Knows(const std::string& resource) const {
     return losses_ == 0 || (clock_.Now() >= recovered_at_ && known_.contains(resource));
   }
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    if (away_) return done(Away());
     const bool lost = !Knows(std::string(request.resource.bytes()));
     if (clock_.Now() < recovered_at_ || (lost && !request.reads_fence_back)) {
       done(BackendUnavailableError("it is recovering"));
@@ -115,12 +120,15 @@ class LosingServer : public LockingProtocol {
     });
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
+    if (away_) return done(Away());
     inner_->Release(hold, std::move(done));
   }
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    if (away_) return done(Away());
     inner_->Extend(hold, lease, std::move(done));
   }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
+    if (away_) return done(Away());
     const std::string resource(hold.resource.bytes());
     inner_->Confirm(hold, token, [&](absl::StatusOr<ConfirmReply> reply) {
       if (reply.ok() && reply->outcome == ConfirmOutcome::kConfirmed) known_.insert(resource);
@@ -131,7 +139,7 @@ class LosingServer : public LockingProtocol {
     // What was watched before a loss is forgotten with the rest.
     return inner_->Watch(request, [this, losses = losses_, on_event = std::move(on_event)](
                                       const WatchEvent& event) mutable {
-      if (losses == losses_) on_event(event);
+      if (losses == losses_ && !away_) on_event(event);
     });
   }
   const BackendCapabilities& capabilities() const override { return capabilities_; }
@@ -141,6 +149,8 @@ class LosingServer : public LockingProtocol {
   }
 
  private:
+  static absl::Status Away() { return BackendUnavailableError("it is away"); }
+
   // One shard, so that one counter makes all tokens; it begins at 1 again.
   std::shared_ptr<LockingProtocol> Empty() const {
     return NewMemoryBackend({.clock = &clock_, .shards = 1});
@@ -149,6 +159,7 @@ class LosingServer : public LockingProtocol {
   Clock& clock_;
   BackendCapabilities capabilities_;
   std::shared_ptr<LockingProtocol> inner_;
+  bool away_ = false;
   int losses_ = 0;
   absl::Time recovered_at_ = absl::InfinitePast();
   std::set<std::string> known_;  // Since the last loss.
@@ -292,6 +303,7 @@ class Simulation {
     const int servers = scenario.world == World::kQuorum ? 3 : 1;
     for (int i = 0; i < servers; ++i) {
       last_token_.emplace_back();
+      granted_.emplace_back();
       std::shared_ptr<LockingProtocol> server;
       if (scenario.world == World::kQuorum) {
         losing_servers_.push_back(std::make_shared<LosingServer>(clock_));
@@ -321,7 +333,7 @@ class Simulation {
     for (const Op& op : scenario.ops) {
       if (op.lease) longest_lease_ = std::max(longest_lease_, *op.lease);
       if (op.grace) forced_ = true;
-      if (op.kind == Op::Kind::kLoseData) may_lose_data_ = true;
+      if (op.kind == Op::Kind::kLoseData || op.kind == Op::Kind::kAway) may_lose_data_ = true;
       last_op_ = std::max(last_op_, op.at);
     }
   }
@@ -487,6 +499,9 @@ class Simulation {
       case Op::Kind::kLoseData:
         LoseData(op.server);
         return;
+      case Op::Kind::kAway:
+        GoAway(op.server, op.pause);
+        return;
       case Op::Kind::kAcquire:
         // A paused client asks when it goes on.
         client.clock->RunAt(client.clock->Now(), [this, &client, op] {
@@ -517,6 +532,20 @@ class Simulation {
     ++outcome_.losses;
     losing_servers_[server]->LoseData();
     last_token_[server].clear();
+  }
+
+  // A quorum stands that one server is not there.
+  void GoAway(int server, absl::Duration pause) {
+    for (const auto& other : losing_servers_) {
+      if (!other->IsThere()) return;
+    }
+    Say("server ", server, " is away");
+    ++outcome_.outages;
+    losing_servers_[server]->GoAway();
+    clock_.RunAt(base_.Now() + pause, [this, server] {
+      Say("server ", server, " is back");
+      losing_servers_[server]->ComeBack();
+    });
   }
 
   void Resume(Client& client) {
@@ -911,6 +940,7 @@ class Simulation {
 
   void OnGrantAtServer(int server, const ObtainRequest& request, const ObtainReply& reply) {
     const std::string resource(request.resource.bytes());
+    if (!granted_[server].insert(request.acquisition).second) ++outcome_.returns;
     FencingToken& last = last_token_[server][resource];
     if (reply.token <= last) {
       Violate("S2", resource, " was granted with token ", reply.token, " after ", last);
@@ -1011,6 +1041,7 @@ class Simulation {
     Faults healed;
     healed.max_delay = std::min(scenario_.faults.max_delay, absl::Milliseconds(50));
     scenario_.faults = healed;
+    for (const auto& server : losing_servers_) server->ComeBack();
     for (Client* const client : clients_) {
       for (const auto& link : client->links) {
         link->SetFaults(healed);
@@ -1126,6 +1157,7 @@ class Simulation {
   std::vector<std::shared_ptr<LosingServer>> losing_servers_;  // In the world kQuorum.
   std::vector<std::shared_ptr<LockingProtocol>> servers_;
   std::vector<std::map<std::string, FencingToken>> last_token_;
+  std::vector<std::set<AcquisitionId>> granted_;
   std::vector<Protected> protected_;
   std::map<AcquisitionId, size_t> names_;  // In the order of their first step.
   std::vector<std::unique_ptr<Client>> all_clients_;
@@ -1153,7 +1185,9 @@ std::string Describe(const Op& op) {
       : op.kind == Op::Kind::kCrash ? absl::StrCat(" crashes after ", op.steps, " steps")
       : op.kind == Op::Kind::kNewManager ? " destroys its manager"
       : op.kind == Op::Kind::kLoseData   ? absl::StrCat(": server ", op.server, " loses its data")
-                                         : "");
+      : op.kind == Op::Kind::kAway
+          ? absl::StrCat(": server ", op.server, " is away for ", absl::FormatDuration(op.pause))
+          : "");
   if (op.kind != Op::Kind::kAcquire) return words;
   absl::StrAppend(
       &words,
@@ -1240,6 +1274,7 @@ Scenario MakeScenario(uint64_t seed, World world) {
   const bool owners = random.OneIn(4);
   const bool may_refuse = random.OneIn(4);
   const bool loses_data = world == World::kQuorum && random.OneIn(2);
+  const bool goes_away = world == World::kQuorum && random.OneIn(2);
   const bool other_styles = random.OneIn(2);
   // A client that crashed cannot end its transactions.
   const bool transactions = other_styles && random.OneIn(2);
@@ -1265,6 +1300,10 @@ Scenario MakeScenario(uint64_t seed, World world) {
     if (loses_data && random.OneIn(5)) {
       op.kind = Op::Kind::kLoseData;
       op.server = random.Int(0, 2);
+    } else if (goes_away && random.OneIn(4)) {
+      op.kind = Op::Kind::kAway;
+      op.server = random.Int(0, 2);
+      op.pause = random.Between(absl::Milliseconds(500), absl::Seconds(8));
     } else if (other_styles && random.OneIn(12)) {
       op.kind = Op::Kind::kNewManager;
     } else if (!clean && !transactions && random.OneIn(8)) {
@@ -1300,6 +1339,13 @@ Scenario MakeScenario(uint64_t seed, World world) {
       op.work = random.OneIn(6) ? absl::InfiniteDuration()
                                 : random.Between(absl::Milliseconds(1), absl::Seconds(8));
       if (!op.preemptible && op.work == absl::InfiniteDuration()) op.work = absl::Seconds(5);
+      if (goes_away && random.OneIn(2)) {
+        // The lease ends within an outage, and the work does not: the hold is to come back.
+        op.lease = random.Between(absl::Milliseconds(500), absl::Seconds(3));
+        op.auto_renew = true;
+        op.max_hold = absl::InfiniteDuration();
+        op.work = random.Between(absl::Seconds(4), absl::Seconds(20));
+      }
       if (random.OneIn(2)) {
         op.reaction = random.Between(absl::ZeroDuration(), absl::Milliseconds(500));
       }

@@ -29,7 +29,7 @@ enum class World {
   kDelays,  // Links that only take time, and clocks that run apart.
   kFaulty,  // Links that do everything wrong, clients that pause and crash.
   kForced,  // The same, and requests that take over by force after a grace.
-  kQuorum,  // As kFaulty, over three servers that may lose their data, one at a time.
+  kQuorum,  // As kFaulty, over three servers that may lose their data, or be away, one at a time.
 };
 constexpr World kWorlds[] = {World::kDirect, World::kDelays, World::kFaulty, World::kForced,
                              World::kQuorum};
@@ -44,6 +44,7 @@ struct Op {
     kNewManager,  // Its manager is destroyed, with locks out and requests waiting; it makes
                   // another.
     kLoseData,    // A server of the quorum loses all it knows, if the others know enough.
+    kAway,        // A server of the quorum hears nothing for a while, if the others are there.
   };
   // kAcquire: how it asks.
   enum class Style {
@@ -81,9 +82,9 @@ struct Op {
   // kTransaction: what becomes of it when it gave up the lock.
   enum class Recovery { kResume, kRestart, kReject } recovery = Recovery::kResume;
 
-  // kLoseData.
+  // kLoseData, kAway.
   int server = 0;
-  // kPause.
+  // kPause, kAway: for how long.
   absl::Duration pause = {};
   // kCrash: after this many more steps of the client's link.
   int64_t steps = 0;
@@ -123,6 +124,9 @@ struct Outcome {
   int64_t gave_way = 0;
   int64_t new_managers = 0;
   int64_t losses = 0;
+  // Servers that were away, and grants of a hold that had ended on a server and came back there.
+  int64_t outages = 0;
+  int64_t returns = 0;
   // What happened, if asked for.
   std::string trace = {};
 };

@@ -34,7 +34,7 @@ TEST_P(SimulationTest, KeepsItsPromises) {
     const Outcome outcome = Simulate(scenario);
     for (int64_t Outcome::*const count :
          {&Outcome::events, &Outcome::grants, &Outcome::runs, &Outcome::steps, &Outcome::gave_way,
-          &Outcome::new_managers, &Outcome::losses}) {
+          &Outcome::new_managers, &Outcome::losses, &Outcome::outages, &Outcome::returns}) {
       sum.*count += outcome.*count;
     }
     ASSERT_EQ(outcome.violation, "")
@@ -45,7 +45,8 @@ TEST_P(SimulationTest, KeepsItsPromises) {
             << ", " << sum.events << " events, " << sum.grants << " grants, " << sum.runs
             << " bodies run, " << sum.steps << " steps of transactions, which gave way "
             << sum.gave_way << " times, " << sum.new_managers << " managers replaced, "
-            << sum.losses << " losses of data\n";
+            << sum.losses << " losses of data, " << sum.outages << " outages of servers, "
+            << sum.returns << " holds that came back\n";
   if (runs < 500) return;
   EXPECT_GT(sum.grants, 0);
   EXPECT_GT(sum.runs, 0);
@@ -54,6 +55,8 @@ TEST_P(SimulationTest, KeepsItsPromises) {
   EXPECT_GT(sum.new_managers, 0);
   if (GetParam() == World::kQuorum) {
     EXPECT_GT(sum.losses, 0);
+    EXPECT_GT(sum.outages, 0);
+    EXPECT_GT(sum.returns, 0);
   }
 }
 
