@@ -39,10 +39,14 @@ struct Node {
   bool reentered = false;  // or entered a hold of another attempt of its owner.
   bool again = false;      // The last answer was of the very hold that we knew here.
   bool had = false;        // kAsked: granted until then. It is asked again, not lost.
-  // kAsked: it extended the hold since, so it has granted it. A lease may rest on that.
-  bool extended = false;
+  bool sent = false;       // kAsked: the request has left.
+  // Of a hold: this server has it, and no token up to the holder's will be given there again. No
+  // other server counts.
+  bool confirmed = false;
+  bool returning = false;  // Of a hold: it is asked to grant it again, or to confirm its token.
+  bool wanted = false;     // Of a hold: refused to extend it, since somebody waits for it.
   FencingToken token = 0;
-  absl::Time deadline = absl::InfinitePast();  // kGranted, by our clock.
+  absl::Time deadline = absl::InfinitePast();  // If it has granted it, by our clock.
   // kGranted: the server has lost its data, and nothing has made up for its fence yet.
   bool fence_lost = false;
   // Of this round: counts all the same if the fences of a majority of others come after it.
@@ -57,12 +61,26 @@ struct Node {
   LeaseHint hint = 0;
 
   // Events since the last Obtain.
-  bool yielding = false;   // To a holder.
+  bool yielding = false;  // To a holder.
+  absl::Time yielding_since = absl::InfinitePast();
   bool signalled = false;  // To a waiter: free for it.
   bool lost = false;       // To a holder: its hold ended there.
   Subscription subscription = {};
+  // The latest subscription; events of those before it say nothing any more. (The id stays the same
+  // when the server grants the hold again.)
+  uint64_t subscribed = 0;
+
+  bool CountsFor(absl::Time now) const { return confirmed && !lost && deadline > now; }
+  // Somebody waits for the hold that this server has, as far as it is known.
+  bool ReportsSuccessor(absl::Time now) const { return deadline > now && (wanted || yielding); }
+  // There may be something to give back.
+  bool MayHave() const {
+    return returning || vote == Vote::kGranted || vote == Vote::kReserved ||
+           vote == Vote::kUnknown || (vote == Vote::kAsked && (sent || had));
+  }
 };
 
+struct Round;
 class Quorum;
 
 // One acquisition of the caller, with all that became of it on the servers. Its steps run one after
@@ -78,8 +96,8 @@ struct Attempt {
   std::deque<Action> steps ABSL_GUARDED_BY(mutex);
   bool holds ABSL_GUARDED_BY(mutex) = false;      // Obtained by a majority, and not released.
   FencingToken token ABSL_GUARDED_BY(mutex) = 0;  // If it holds.
-  // The latest Obtain; answers to those before it say nothing any more.
-  std::shared_ptr<const void> round ABSL_GUARDED_BY(mutex);
+  // The latest Obtain; answers to those before it say nothing any more. If it holds, by this one.
+  std::shared_ptr<Round> round ABSL_GUARDED_BY(mutex);
 
   // The caller's watch.
   struct Watching {
@@ -99,12 +117,13 @@ struct Attempt {
   uint64_t watches ABSL_GUARDED_BY(mutex) = 0;
 };
 
-// One Obtain under way.
+// One Obtain under way, or the one by which an attempt holds. Apart from the first three, which are
+// constant, under the attempt's mutex.
 struct Round {
   std::string owner;
   ObtainRequest request;  // Its views point into `owner` and the attempt.
-  ObtainCallback done;
   absl::Time start;
+  ObtainCallback done;
   bool decided = false;
   bool failed = false;
   // Reading the fence back, and the smallest token that is above all that was read.
@@ -154,20 +173,53 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   // Decides if it can; else asks for what is missing.
   void Advance(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  // Gives everything back. A failure that did nothing is told once it is sure that nothing is left.
   void Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
             absl::StatusOr<ObtainReply> outcome, Actions& actions)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
   void Decide(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
               absl::StatusOr<ObtainReply> outcome, Actions& actions)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  void Answer(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+              absl::StatusOr<ObtainReply> outcome) ABSL_LOCKS_EXCLUDED(attempt->mutex);
   // Gives back whatever this server may have, under the id it knows, and takes a new id.
   void Drop(const AttemptPtr& attempt, size_t i, Actions& actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex) {
+    Drop(attempt, i, actions, [](absl::StatusOr<ReleaseOutcome>) {});
+  }
+  void Drop(const AttemptPtr& attempt, size_t i, Actions& actions, ReleaseCallback done)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
   // Gives back what a minority still has of a hold that was lost: it is worth nothing. But the
   // holder may have looked just before, and have no majority without it, so that it stays for the
   // margin.
   void DropRest(const AttemptPtr& attempt) ABSL_LOCKS_EXCLUDED(attempt->mutex);
   std::string Votes(const Attempt& attempt) const ABSL_SHARED_LOCKS_REQUIRED(attempt.mutex);
+
+  // Servers that a hold lacks. A renewal asks those again that answer and do not have it.
+  bool IsLive(const Attempt& attempt, absl::Time now) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt.mutex);
+  bool MayReturn(const Attempt& attempt, size_t i, absl::Time now) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt.mutex);
+  // Until `until`, when the hold ends unless it is renewed again.
+  void Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, absl::Time until,
+              Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  void OnReturned(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
+                  AcquisitionId id, absl::Time sent, absl::StatusOr<ObtainReply> reply);
+  // Asks a server that has the hold to confirm its token; `done` hears whether the server counts
+  // from now on, or that it does not have the hold.
+  void ConfirmAgain(const AttemptPtr& attempt, AcquisitionId caller, size_t i, Actions& actions,
+                    absl::AnyInvocable<void(const absl::StatusOr<ConfirmOutcome>&)> done)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  // A holder's watch on a server that it lacked so far.
+  void WatchAgain(const AttemptPtr& attempt, size_t i, Actions& actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+
+  struct Renewal;
+  void OnExtended(const AttemptPtr& attempt, const std::shared_ptr<Renewal>& renewal, size_t i,
+                  AcquisitionId id, absl::StatusOr<ExtendReply> reply);
+  // Says what it can by now, and goes on with the servers that lack the hold.
+  void Conclude(const AttemptPtr& attempt, const std::shared_ptr<Renewal>& renewal,
+                Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
 
   void WatchServer(const AttemptPtr& attempt, size_t i);
   void OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const WatchEvent& event);
@@ -303,8 +355,9 @@ void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, Acquis
         });
       }
       node.had = node.vote == Vote::kGranted;
-      node.extended = false;
       node.vote = Vote::kAsked;
+      node.sent = false;
+      node.returning = false;  // Asked anew, under the same id.
       node.signalled = false;
       node.confirming = 0;
       node.vouched = false;
@@ -331,6 +384,7 @@ void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId
     if (read && round->decided) return;
     request.acquisition = attempt->nodes[i].id;
     request.reads_fence_back = size() > 1;
+    attempt->nodes[i].sent = true;
   }
   {
     const BlockedThread::OnBehalfOf on_behalf(caller);
@@ -384,6 +438,8 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
       }
       return;
     }
+    // It has confirmed the token since, which is the later news.
+    if (round->decided && attempt->holds && node.confirmed && node.vote == Vote::kGranted) return;
     if (read) {
       node.being_read = false;
       if (reply.ok()) {
@@ -403,7 +459,6 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
       const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
       node.error = reply.status();
-      if (round->decided && attempt->holds && node.extended) node.vote = Vote::kGranted;
     } else {
       switch (reply->outcome) {
         case ObtainOutcome::kObtained:
@@ -414,7 +469,10 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           node.reentered = !node.own;
           // The hold that we knew has its token from when the fence was lost, if it was, whatever
           // the server has learnt since; and what made up for that stands.
-          if (!node.again) node.fence_lost = reply->fence_lost;
+          if (!node.again) {
+            node.fence_lost = reply->fence_lost;
+            node.confirmed = false;
+          }
           node.reserved_until = absl::InfinitePast();
           node.token = reply->token;
           node.deadline = start + reply->remaining;
@@ -424,25 +482,35 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           break;
         case ObtainOutcome::kReserved:
           node.vote = Vote::kReserved;
+          node.confirmed = false;
           node.reserved_until = clock_.Now() + round->request.reservation_lease;
           node.reply = *std::move(reply);
           break;
         case ObtainOutcome::kDenied:
           node.vote = Vote::kDenied;
+          node.confirmed = false;
           node.reply = *std::move(reply);
           break;
       }
     }
     if (!round->decided) {
       Advance(attempt, round, caller, actions);
-    } else if (attempt->holds && node.vote != Vote::kGranted && node.vote != Vote::kDenied &&
-               node.vote != Vote::kUnavailable) {
+    } else if (!attempt->holds) {
+      // Nothing depends on it any more.
+    } else if (node.vote == Vote::kGranted) {
+      // It comes after the majority. Its token counts, or else that of the hold does, from when it
+      // has confirmed that.
+      if (!node.confirmed && !node.fence_lost && node.token >= attempt->token) {
+        node.confirmed = true;
+      }
+      if (node.confirmed) {
+        if (!node.subscription.active()) WatchAgain(attempt, i, actions);
+      } else if (!node.returning && IsLive(*attempt, clock_.Now())) {
+        ConfirmAgain(attempt, caller, i, actions, nullptr);
+      }
+    } else if (node.vote == Vote::kReserved || (node.vote == Vote::kUnknown && !node.returning)) {
       // A majority is ours already: a reservation would only disturb somebody.
       Drop(attempt, i, actions);
-    } else if (node.vote == Vote::kGranted && attempt->watching != nullptr &&
-               attempt->watching->role == WatchRole::kHolder && !node.subscription.active()) {
-      // The holder's watch came before this grant.
-      actions.push_back([self = shared_from_this(), attempt, i] { self->WatchServer(attempt, i); });
     }
   }
   RunAll(std::move(actions));
@@ -549,6 +617,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
         } else if (counts(node) && node.token == token) {
           node.fence_lost = false;  // No more: this token was written there.
         }
+        node.confirmed = counts(node) && node.token == token;
       }
       Decide(
           attempt, round, caller,
@@ -587,6 +656,13 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
                 } else {
                   // Confirmed, or its own is larger: then that one is proposed.
                   node.token = std::max(node.token, reply->token);
+                  if (round->decided && attempt->round == round && attempt->holds &&
+                      attempt->token <= token) {
+                    // Too late for the majority.
+                    node.fence_lost = false;
+                    node.confirmed = true;
+                    self->WatchAgain(attempt, i, next);
+                  }
                 }
                 self->Advance(attempt, round, caller, next);
               }
@@ -645,7 +721,13 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
     return;
   }
   bool unknown = false;
-  for (const Node& node : attempt->nodes) unknown |= node.vote == Vote::kUnknown;
+  bool under_way = false;
+  for (const Node& node : attempt->nodes) {
+    unknown |= node.vote == Vote::kUnknown;
+    under_way |= node.vote == Vote::kAsked && node.sent;
+  }
+  // It fails, but whether anything was done depends on their answers.
+  if (!unknown && under_way) return;
   const std::string message =
       absl::StrCat("no majority of ", majority_, " servers answers: ", Votes(*attempt));
   Fail(attempt, round, caller,
@@ -685,14 +767,16 @@ std::string Quorum::Votes(const Attempt& attempt) const {
   return absl::StrJoin(votes, "; ");
 }
 
-void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions) {
+void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions, ReleaseCallback done) {
   Node& node = attempt->nodes[i];
-  actions.push_back([server = servers_[i], attempt, id = node.id, hint = node.hint] {
+  actions.push_back([server = servers_[i], attempt, id = node.id, hint = node.hint,
+                     done = std::move(done)]() mutable {
     server->Release({.resource = attempt->resource, .acquisition = id, .hint = hint},
-                    [](absl::StatusOr<ReleaseOutcome>) {});
+                    std::move(done));
   });
   node.id = AcquisitionId::Next();
-  node.extended = false;
+  node.confirmed = false;
+  node.returning = false;
   node.vote = Vote::kNone;
   node.own = false;
   node.token = 0;
@@ -718,7 +802,7 @@ void Quorum::DropRest(const AttemptPtr& attempt) {
   {
     absl::MutexLock lock(&attempt->mutex);
     for (const Node& node : attempt->nodes) {
-      ids.push_back(node.vote == Vote::kGranted ? node.id : AcquisitionId());
+      ids.push_back(node.MayHave() ? node.id : AcquisitionId());
     }
   }
   const auto drop = [weak = weak_from_this(), attempt, ids] {
@@ -744,33 +828,69 @@ void Quorum::DropRest(const AttemptPtr& attempt) {
 void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                   absl::StatusOr<ObtainReply> outcome, Actions& actions) {
   round->failed = true;
+  round->decided = true;
   attempt->holds = false;
-  for (size_t i = 0; i < size(); ++i) {
-    switch (attempt->nodes[i].vote) {
-      case Vote::kGranted:
-      case Vote::kReserved:
-      case Vote::kAsked:
-      case Vote::kUnknown:
-        Drop(attempt, i, actions);
-        break;
-      default:
-        break;
+  // Whether what a minority granted was given back, where that makes the difference.
+  struct GivingBack {
+    absl::Mutex mutex;
+    size_t left ABSL_GUARDED_BY(mutex) = 1;
+    std::string failures ABSL_GUARDED_BY(mutex);
+  };
+  auto giving_back = std::make_shared<GivingBack>();
+  const bool wait = !outcome.ok() && ReasonOf(outcome.status()) == Reason::kBackendUnavailable;
+  const auto given_back = [self = shared_from_this(), attempt, round, caller, giving_back,
+                           why = outcome.ok() ? absl::OkStatus()
+                                              : outcome.status()](std::string_view failure) {
+    absl::Status result = why;
+    {
+      absl::MutexLock lock(&giving_back->mutex);
+      absl::StrAppend(&giving_back->failures, failure);
+      if (--giving_back->left != 0) return;
+      if (!giving_back->failures.empty()) {
+        result = BackendUnknownError(absl::StrCat(why.message(), giving_back->failures));
+      }
     }
+    self->Answer(attempt, round, caller, std::move(result));
+  };
+  for (size_t i = 0; i < size(); ++i) {
+    const Node& node = attempt->nodes[i];
+    if (!node.MayHave()) continue;
+    if (!wait) {
+      Drop(attempt, i, actions);
+      continue;
+    }
+    {
+      absl::MutexLock lock(&giving_back->mutex);
+      ++giving_back->left;
+    }
+    Drop(attempt, i, actions, [given_back, i](absl::StatusOr<ReleaseOutcome> released) {
+      given_back(released.ok() ? ""
+                               : absl::StrCat("; not given back to server ", i + 1, ": ",
+                                              released.status().message()));
+    });
   }
-  Decide(attempt, round, caller, std::move(outcome), actions);
+  if (wait) {
+    actions.push_back([given_back] { given_back(""); });
+  } else {
+    Decide(attempt, round, caller, std::move(outcome), actions);
+  }
 }
 
 void Quorum::Decide(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                     absl::StatusOr<ObtainReply> outcome, Actions& actions) {
   round->decided = true;
-  const bool gone = !outcome.ok() || outcome->outcome == ObtainOutcome::kDenied;
-  actions.push_back([self = shared_from_this(), attempt, round, caller, gone,
-                     outcome = std::move(outcome)]() mutable {
-    ObtainCallback done = std::move(round->done);
-    self->Leave(attempt);
-    if (gone) self->ForgetIfIdle(caller, attempt);
-    done(std::move(outcome));
-  });
+  actions.push_back(
+      [self = shared_from_this(), attempt, round, caller, outcome = std::move(outcome)]() mutable {
+        self->Answer(attempt, round, caller, std::move(outcome));
+      });
+}
+
+void Quorum::Answer(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                    absl::StatusOr<ObtainReply> outcome) {
+  ObtainCallback done = std::move(round->done);
+  Leave(attempt);
+  if (!outcome.ok() || outcome->outcome == ObtainOutcome::kDenied) ForgetIfIdle(caller, attempt);
+  done(std::move(outcome));
 }
 
 // ---- Release and Extend ------------------------------------------------------------------------
@@ -785,6 +905,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
     size_t withdrawn ABSL_GUARDED_BY(mutex) = 0;
     size_t answered ABSL_GUARDED_BY(mutex) = 0;
     size_t failed ABSL_GUARDED_BY(mutex) = 0;
+    bool unknown ABSL_GUARDED_BY(mutex) = false;
     std::string failures ABSL_GUARDED_BY(mutex);
   };
   auto count = std::make_shared<Count>();
@@ -800,8 +921,10 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
       held = std::exchange(attempt->holds, false);
       for (Node& node : attempt->nodes) {
         ids.emplace_back(node.id, node.hint);
+        // What was asked of the servers before goes with it: see Ask and Return.
         node.id = AcquisitionId::Next();
-        node.extended = false;
+        node.confirmed = false;
+        node.returning = false;
         node.vote = Vote::kNone;
         node.own = false;
         node.token = 0;
@@ -821,6 +944,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
               absl::MutexLock lock(&count->mutex);
               if (!outcome.ok()) {
                 ++count->failed;
+                count->unknown |= ReasonOf(outcome.status()) != Reason::kBackendUnavailable;
                 absl::StrAppend(&count->failures, "; server ", i + 1, ": ",
                                 outcome.status().message());
               } else {
@@ -834,8 +958,13 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
               const size_t not_held = count->answered - count->released - count->withdrawn;
               const bool all = count->answered + count->failed == n;
               if (count->failed > n - q) {
-                result = BackendUnknownError(absl::StrCat(
-                    "no majority of ", q, " servers answers the release", count->failures));
+                // Nothing was done only if that is so everywhere.
+                const bool done_somewhere = count->unknown || count->answered > 0;
+                if (!done_somewhere && !all) return;
+                const std::string message = absl::StrCat(
+                    "no majority of ", q, " servers answers the release", count->failures);
+                result = done_somewhere ? BackendUnknownError(message)
+                                        : BackendUnavailableError(message);
               } else if (held) {
                 // Released, unless a majority says that it was lost before.
                 if (count->released < q && not_held <= n - q && !all) return;
@@ -855,115 +984,349 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
   });
 }
 
+// One Extend under way, and what follows from its answers when its caller has been answered. Under
+// the attempt's mutex.
+struct Quorum::Renewal {
+  enum class Word { kNone, kExtended, kReserved, kNotHeld, kFailed };
+
+  AcquisitionId caller;
+  absl::Time sent;
+  ExtendCallback done;
+  std::vector<Word> words;
+  std::vector<absl::Duration> left;  // kExtended, kReserved.
+  bool unknown = false;              // Somebody may have extended it, and not said so.
+  std::string failures;
+  // It was extended, until then. Servers that lack the hold may have it again.
+  std::optional<absl::Time> until;
+
+  size_t Count(Word word) const {
+    return static_cast<size_t>(std::count(words.begin(), words.end(), word));
+  }
+};
+
 void Quorum::Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) {
   const AttemptPtr attempt = Find(hold.acquisition);
   if (attempt == nullptr) return done(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
-  struct Count {
-    absl::Mutex mutex;
-    ExtendCallback done ABSL_GUARDED_BY(mutex);
-    std::vector<absl::Duration> extended ABSL_GUARDED_BY(mutex);
-    std::vector<absl::Duration> reserved ABSL_GUARDED_BY(mutex);
-    size_t not_held ABSL_GUARDED_BY(mutex) = 0;
-    size_t left ABSL_GUARDED_BY(mutex) = 0;
-    std::string failures ABSL_GUARDED_BY(mutex);
-  };
-  auto count = std::make_shared<Count>();
-  {
-    absl::MutexLock lock(&count->mutex);
-    count->done = std::move(done);
-    count->left = size();
-  }
-  Enter(attempt, [self = shared_from_this(), attempt, count, lease, caller = hold.acquisition] {
+  auto renewal = std::make_shared<Renewal>();
+  renewal->caller = hold.acquisition;
+  renewal->done = std::move(done);
+  renewal->words.resize(size(), Renewal::Word::kNone);
+  renewal->left.resize(size());
+  Enter(attempt, [self = shared_from_this(), attempt, renewal, lease] {
     bool holds;
     std::vector<std::pair<AcquisitionId, LeaseHint>> ids;
+    ExtendCallback lost;
     {
       absl::MutexLock lock(&attempt->mutex);
       holds = attempt->holds;
+      renewal->sent = self->clock_.Now();
       for (const Node& node : attempt->nodes) ids.emplace_back(node.id, node.hint);
+      if (!holds) lost = std::exchange(renewal->done, nullptr);
     }
     if (!holds) {
       self->Leave(attempt);
-      ExtendCallback done;
-      {
-        absl::MutexLock lock(&count->mutex);
-        done = std::exchange(count->done, nullptr);
-      }
-      done(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
+      lost(ExtendReply{.outcome = ExtendOutcome::kNotHeld});
       return;
     }
-    const BlockedThread::OnBehalfOf on_behalf(caller);
+    const BlockedThread::OnBehalfOf on_behalf(renewal->caller);
     for (size_t i = 0; i < self->size(); ++i) {
       self->servers_[i]->Extend(
           {.resource = attempt->resource, .acquisition = ids[i].first, .hint = ids[i].second},
-          lease, [self, attempt, count, i, id = ids[i].first](absl::StatusOr<ExtendReply> reply) {
-            const size_t q = self->majority_;
-            {
-              absl::MutexLock lock(&attempt->mutex);
-              Node& node = attempt->nodes[i];
-              if (node.id == id && reply.ok()) {
-                if (reply->outcome == ExtendOutcome::kNotHeld) {
-                  node.vote = Vote::kDenied;
-                } else if (node.vote == Vote::kUnknown || node.vote == Vote::kUnavailable) {
-                  // It holds here, whatever became of an earlier answer.
-                  node.vote = Vote::kGranted;
-                } else if (node.vote == Vote::kAsked) {
-                  node.extended = true;
-                }
-              }
-            }
-            absl::StatusOr<ExtendReply> result = ExtendReply();
-            ExtendCallback done;
-            {
-              absl::MutexLock lock(&count->mutex);
-              --count->left;
-              if (!reply.ok()) {
-                absl::StrAppend(&count->failures, "; server ", i + 1, ": ",
-                                reply.status().message());
-              } else if (reply->outcome == ExtendOutcome::kExtended) {
-                count->extended.push_back(reply->remaining);
-              } else if (reply->outcome == ExtendOutcome::kReserved) {
-                count->reserved.push_back(reply->remaining);
-              } else {
-                ++count->not_held;
-              }
-              if (count->done == nullptr) return;
-              const size_t held = count->extended.size() + count->reserved.size();
-              if (count->extended.size() >= q) {
-                result = ExtendReply{.outcome = ExtendOutcome::kExtended,
-                                     .remaining = NthLargest(count->extended, q)};
-              } else if (count->extended.size() + count->left >= q) {
-                return;
-              } else if (held >= q) {
-                std::vector<absl::Duration> all = count->extended;
-                all.insert(all.end(), count->reserved.begin(), count->reserved.end());
-                result = ExtendReply{.outcome = ExtendOutcome::kReserved,
-                                     .remaining = NthLargest(std::move(all), q)};
-              } else if (held + count->left >= q) {
-                return;
-              } else if (count->not_held > self->size() - q) {
-                result = ExtendReply{.outcome = ExtendOutcome::kNotHeld};
-              } else if (count->not_held + count->left > self->size() - q) {
-                return;
-              } else {
-                result = BackendUnknownError(absl::StrCat(
-                    "no majority of ", q, " servers extends the lease; extended by ",
-                    count->extended.size(), ", not held by ", count->not_held, count->failures));
-              }
-              done = std::exchange(count->done, nullptr);
-            }
-            if (result.ok() && result->outcome == ExtendOutcome::kNotHeld) {
-              bool lost;
-              {
-                absl::MutexLock lock(&attempt->mutex);
-                lost = std::exchange(attempt->holds, false);
-              }
-              if (lost) self->DropRest(attempt);
-            }
-            self->Leave(attempt);
-            done(std::move(result));
+          lease, [self, attempt, renewal, i, id = ids[i].first](absl::StatusOr<ExtendReply> reply) {
+            self->OnExtended(attempt, renewal, i, id, std::move(reply));
           });
     }
   });
+}
+
+void Quorum::OnExtended(const AttemptPtr& attempt, const std::shared_ptr<Renewal>& renewal,
+                        size_t i, AcquisitionId id, absl::StatusOr<ExtendReply> reply) {
+  using Word = Renewal::Word;
+  Actions actions;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    Node& node = attempt->nodes[i];
+    const auto fail = [&](std::string_view why) {
+      renewal->words[i] = Word::kFailed;
+      absl::StrAppend(&renewal->failures, "; server ", i + 1, ": ", why);
+    };
+    if (!reply.ok()) {
+      renewal->unknown |= ReasonOf(reply.status()) != Reason::kBackendUnavailable;
+      fail(reply.status().message());
+    } else if (node.id != id) {
+      renewal->unknown |= reply->outcome == ExtendOutcome::kExtended;
+      fail("released meanwhile");
+    } else if (reply->outcome == ExtendOutcome::kNotHeld) {
+      renewal->words[i] = Word::kNotHeld;
+      // One that is returning may have answered this before it granted.
+      if (!node.returning) {
+        node.vote = Vote::kDenied;
+        node.confirmed = false;
+        node.wanted = false;
+        node.yielding = false;
+      }
+    } else {
+      const Word word =
+          reply->outcome == ExtendOutcome::kExtended ? Word::kExtended : Word::kReserved;
+      node.deadline = std::max(node.deadline, renewal->sent + reply->remaining);
+      node.wanted = word == Word::kReserved;
+      if (word == Word::kExtended && node.yielding && node.yielding_since < renewal->sent) {
+        // Nobody waits there any more: the event that says so was late, or lost.
+        node.yielding = false;
+        if (attempt->watching != nullptr) {
+          actions.push_back(
+              [self = shared_from_this(), attempt, i, watch = attempt->watching->number] {
+                self->OnEvent(attempt, i, watch, {.kind = WatchEventKind::kYieldWithdrawn});
+              });
+        }
+      }
+      renewal->left[i] = reply->remaining;
+      if (node.confirmed) {
+        renewal->words[i] = word;
+        // Whatever became of an earlier answer.
+        if (node.vote != Vote::kAsked) node.vote = Vote::kGranted;
+      } else if (!node.returning && attempt->holds && IsLive(*attempt, clock_.Now())) {
+        // It has the hold: from an answer that was late or lost, or it is back. So it counts as
+        // soon as the token is confirmed there.
+        if (node.vote != Vote::kAsked) node.vote = Vote::kGranted;
+        ConfirmAgain(attempt, renewal->caller, i, actions,
+                     [self = shared_from_this(), attempt, renewal, i,
+                      word](const absl::StatusOr<ConfirmOutcome>& confirmed) {
+                       Actions next;
+                       {
+                         absl::MutexLock lock(&attempt->mutex);
+                         if (!confirmed.ok()) {
+                           renewal->unknown = true;
+                           renewal->words[i] = Word::kFailed;
+                           absl::StrAppend(&renewal->failures, "; server ", i + 1, ": ",
+                                           confirmed.status().message());
+                         } else {
+                           renewal->words[i] =
+                               *confirmed == ConfirmOutcome::kNotHeld ? Word::kNotHeld : word;
+                         }
+                         self->Conclude(attempt, renewal, next);
+                       }
+                       RunAll(std::move(next));
+                     });
+      } else {
+        renewal->unknown |= word == Word::kExtended;
+        fail("has not confirmed the token yet");
+      }
+    }
+    Conclude(attempt, renewal, actions);
+  }
+  RunAll(std::move(actions));
+}
+
+void Quorum::Conclude(const AttemptPtr& attempt, const std::shared_ptr<Renewal>& renewal,
+                      Actions& actions) {
+  using Word = Renewal::Word;
+  const size_t q = majority_;
+  const size_t extended = renewal->Count(Word::kExtended);
+  const size_t held = extended + renewal->Count(Word::kReserved);
+  const size_t not_held = renewal->Count(Word::kNotHeld);
+  const size_t open = renewal->Count(Word::kNone);
+  const auto qth_left = [&](bool reserved) {
+    std::vector<absl::Duration> left;
+    for (size_t i = 0; i < size(); ++i) {
+      if (renewal->words[i] == Word::kExtended ||
+          (reserved && renewal->words[i] == Word::kReserved)) {
+        left.push_back(renewal->left[i]);
+      }
+    }
+    return NthLargest(std::move(left), q);
+  };
+
+  if (renewal->done != nullptr) {
+    absl::StatusOr<ExtendReply> result = ExtendReply();
+    if (extended >= q) {
+      result = ExtendReply{.outcome = ExtendOutcome::kExtended, .remaining = qth_left(false)};
+      renewal->until = renewal->sent + result->remaining;
+    } else if (extended + open >= q) {
+      return;
+    } else if (held >= q) {
+      result = ExtendReply{.outcome = ExtendOutcome::kReserved, .remaining = qth_left(true)};
+    } else if (held + open >= q) {
+      return;
+    } else if (not_held > size() - q) {
+      result = ExtendReply{.outcome = ExtendOutcome::kNotHeld};
+    } else if (not_held + open > size() - q) {
+      return;
+    } else {
+      // Nothing was done only if that is so everywhere.
+      const bool done_somewhere = renewal->unknown || extended > 0;
+      if (!done_somewhere && open > 0) return;
+      const std::string message =
+          absl::StrCat("no majority of ", q, " servers extends the lease; extended by ", extended,
+                       ", not held by ", not_held, renewal->failures);
+      result = done_somewhere ? BackendUnknownError(message) : BackendUnavailableError(message);
+    }
+    const bool lost = result.ok() && result->outcome == ExtendOutcome::kNotHeld &&
+                      std::exchange(attempt->holds, false);
+    actions.push_back([self = shared_from_this(), attempt, lost,
+                       done = std::exchange(renewal->done, nullptr),
+                       result = std::move(result)]() mutable {
+      if (lost) self->DropRest(attempt);
+      self->Leave(attempt);
+      done(std::move(result));
+    });
+  }
+
+  if (!renewal->until) return;
+  for (size_t i = 0; i < size(); ++i) {
+    if (renewal->words[i] == Word::kNotHeld) {
+      Return(attempt, renewal->caller, i, *renewal->until, actions);
+    }
+  }
+}
+
+// ---- Servers that come back --------------------------------------------------------------------
+
+bool Quorum::IsLive(const Attempt& attempt, absl::Time now) const {
+  size_t count = 0;
+  for (const Node& node : attempt.nodes) count += node.CountsFor(now) ? 1 : 0;
+  return attempt.holds && count >= majority_;
+}
+
+bool Quorum::MayReturn(const Attempt& attempt, size_t i, absl::Time now) const {
+  // An Obtain of the caller asks all of them anyway.
+  if (!attempt.round->decided || !IsLive(attempt, now)) return false;
+  // Nor is anything taken that somebody who waits for the hold could have.
+  for (const Node& node : attempt.nodes) {
+    if (node.ReportsSuccessor(now)) return false;
+  }
+  const Node& node = attempt.nodes[i];
+  return !node.confirmed && !node.returning;
+}
+
+void Quorum::Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, absl::Time until,
+                    Actions& actions) {
+  const absl::Time now = clock_.Now();
+  if (until <= now + margin_ || !MayReturn(*attempt, i, now)) return;
+  Node& node = attempt->nodes[i];
+  node.returning = true;
+  // The hold's own request keeps alive what the views point to.
+  const RoundPtr round = attempt->round;
+  ObtainRequest request = round->request;
+  // Not released there since it was last used, so it is still this attempt's.
+  request.acquisition = node.id;
+  request.lease = until - now;
+  request.reserve_below = std::nullopt;
+  request.grace = std::nullopt;
+  request.reads_fence_back = size() > 1;
+  actions.push_back([self = shared_from_this(), attempt, round, caller, i, request, now] {
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      if (attempt->nodes[i].id != request.acquisition) return;
+    }
+    {
+      const BlockedThread::OnBehalfOf on_behalf(caller);
+      self->servers_[i]->Obtain(request, [self, attempt, round, caller, i, id = request.acquisition,
+                                          now](absl::StatusOr<ObtainReply> reply) {
+        self->OnReturned(attempt, round, caller, i, id, now, std::move(reply));
+      });
+    }
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      if (attempt->nodes[i].id == request.acquisition) return;
+    }
+    // Released by another thread just now, perhaps before the request.
+    self->servers_[i]->Release({.resource = attempt->resource, .acquisition = request.acquisition},
+                               [](absl::StatusOr<ReleaseOutcome>) {});
+  });
+}
+
+void Quorum::OnReturned(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
+                        size_t i, AcquisitionId id, absl::Time sent,
+                        absl::StatusOr<ObtainReply> reply) {
+  Actions actions;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    Node& node = attempt->nodes[i];
+    // Given up meanwhile: the release is on its way behind the request. Or asked anew.
+    if (node.id != id || attempt->round != round || !node.returning) return;
+    node.returning = false;
+    if (!reply.ok()) {
+      const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
+      node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
+      node.error = reply.status();
+    } else if (reply->outcome != ObtainOutcome::kObtained &&
+               reply->outcome != ObtainOutcome::kReentered) {
+      node.vote = Vote::kDenied;
+      node.reply = *std::move(reply);
+    } else {
+      node.vote = Vote::kGranted;
+      node.own = reply->outcome == ObtainOutcome::kObtained;
+      node.reentered = !node.own;
+      node.token = reply->token;
+      node.fence_lost = reply->fence_lost;
+      node.deadline = sent + reply->remaining;
+      node.hint = reply->hint;
+      node.lost = false;
+      node.wanted = false;
+      node.yielding = false;
+      // Meanwhile somebody may wait for it, or it may be over: then this is nobody's.
+      if (MayReturn(*attempt, i, clock_.Now())) {
+        ConfirmAgain(attempt, caller, i, actions, nullptr);
+      } else {
+        Drop(attempt, i, actions);
+      }
+    }
+  }
+  RunAll(std::move(actions));
+}
+
+void Quorum::ConfirmAgain(const AttemptPtr& attempt, AcquisitionId caller, size_t i,
+                          Actions& actions,
+                          absl::AnyInvocable<void(const absl::StatusOr<ConfirmOutcome>&)> done) {
+  Node& node = attempt->nodes[i];
+  node.returning = true;
+  actions.push_back([self = shared_from_this(), attempt, round = attempt->round, caller, i,
+                     id = node.id, hint = node.hint, token = attempt->token,
+                     done = std::move(done)]() mutable {
+    const BlockedThread::OnBehalfOf on_behalf(caller);
+    self->servers_[i]->Confirm(
+        {.resource = attempt->resource, .acquisition = id, .hint = hint}, token,
+        [self, attempt, round, i, id,
+         done = std::move(done)](absl::StatusOr<ConfirmReply> reply) mutable {
+          absl::StatusOr<ConfirmOutcome> outcome = BackendUnknownError("released meanwhile");
+          Actions next;
+          {
+            absl::MutexLock lock(&attempt->mutex);
+            Node& node = attempt->nodes[i];
+            if (node.id == id && attempt->round == round && node.returning) {
+              node.returning = false;
+              if (!reply.ok()) {
+                node.vote = Vote::kUnknown;
+                node.error = reply.status();
+                outcome = reply.status();
+              } else {
+                outcome = reply->outcome;
+                if (reply->outcome == ConfirmOutcome::kNotHeld) {
+                  node.vote = Vote::kDenied;
+                  node.reply = {};
+                } else if (attempt->holds) {
+                  // Confirmed, or its own is larger, which does the same: the holder's stays.
+                  node.vote = Vote::kGranted;
+                  node.token = std::max(node.token, reply->token);
+                  node.fence_lost = false;
+                  node.lost = false;
+                  node.yielding = false;
+                  node.confirmed = true;
+                  self->WatchAgain(attempt, i, next);
+                }
+              }
+            }
+          }
+          RunAll(std::move(next));
+          if (done != nullptr) done(outcome);
+        });
+  });
+}
+
+void Quorum::WatchAgain(const AttemptPtr& attempt, size_t i, Actions& actions) {
+  if (attempt->watching == nullptr || attempt->watching->role != WatchRole::kHolder) return;
+  actions.push_back([self = shared_from_this(), attempt, i] { self->WatchServer(attempt, i); });
 }
 
 // ---- Watch -------------------------------------------------------------------------------------
@@ -1019,6 +1382,7 @@ Subscription Quorum::Watch(const WatchRequest& request, WatchCallback on_event) 
 void Quorum::WatchServer(const AttemptPtr& attempt, size_t i) {
   WatchRequest request;
   std::shared_ptr<Attempt::Watching> watching;
+  uint64_t subscribed;
   {
     absl::MutexLock lock(&attempt->mutex);
     watching = attempt->watching;
@@ -1035,21 +1399,24 @@ void Quorum::WatchServer(const AttemptPtr& attempt, size_t i) {
                .asks_next = watching->asks_next};
     // A holder has nothing to hear from a server that does not know it.
     if (watching->role == WatchRole::kHolder && attempt->nodes[i].vote != Vote::kGranted) return;
+    subscribed = ++attempt->nodes[i].subscribed;
   }
   Subscription subscription =
       servers_[i]->Watch(request, [weak = weak_from_this(), attempt, i, number = watching->number,
-                                   id = request.acquisition](const WatchEvent& event) {
+                                   subscribed, id = request.acquisition](const WatchEvent& event) {
         const auto self = weak.lock();
         if (self == nullptr) return;
         {
           absl::MutexLock lock(&attempt->mutex);
-          if (attempt->nodes[i].id != id) return;
+          const Node& node = attempt->nodes[i];
+          if (node.id != id || node.subscribed != subscribed) return;
         }
         self->OnEvent(attempt, i, number, event);
       });
   // What is left in `subscription` ends when the mutex is free again: ending it is a call.
   absl::MutexLock lock(&attempt->mutex);
-  if (attempt->watching == watching && attempt->nodes[i].id == request.acquisition) {
+  if (attempt->watching == watching && attempt->nodes[i].subscribed == subscribed &&
+      attempt->nodes[i].id == request.acquisition) {
     std::swap(attempt->nodes[i].subscription, subscription);
   }
 }
@@ -1067,6 +1434,7 @@ void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const 
     switch (event.kind) {
       case WatchEventKind::kYieldRequested:
         node.yielding = true;
+        node.yielding_since = clock_.Now();
         break;
       case WatchEventKind::kYieldWithdrawn:
         node.yielding = false;
@@ -1081,10 +1449,12 @@ void Quorum::OnEvent(const AttemptPtr& attempt, size_t i, uint64_t watch, const 
     size_t held = 0;
     size_t claimable = 0;
     for (const Node& other : attempt->nodes) {
-      const bool granted = other.vote == Vote::kGranted ||
-                           (other.vote == Vote::kAsked && (other.had || other.extended));
-      held += granted && !other.lost ? 1 : 0;
-      whole += granted && !other.lost && !other.yielding ? 1 : 0;
+      const bool granted =
+          other.vote == Vote::kGranted || (other.vote == Vote::kAsked && other.had);
+      // Another handle may have made it last for longer than we know.
+      const bool counts = other.confirmed && !other.lost;
+      held += counts ? 1 : 0;
+      whole += counts && !other.yielding ? 1 : 0;
       claimable += granted || other.signalled ? 1 : 0;
     }
     if (event.kind == WatchEventKind::kDisplaced) {

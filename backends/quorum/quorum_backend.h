@@ -9,8 +9,9 @@
 //
 // All are asked at once, and the answer is given as soon as a majority has decided. A hold counts
 // only where q = N/2 + 1 of them grant it *and* have confirmed the same fencing token; it is valid
-// until the q-th largest of their deadlines. What a minority granted is given back. What this does
-// and does not promise is in docs/reference/backends.md.
+// until the q-th largest of their deadlines. What a minority granted is given back. An extension
+// gives the hold to servers that were away, unless somebody waits for it. What this does and does
+// not promise is in docs/reference/backends.md.
 #ifndef LATCHKEY_BACKENDS_QUORUM_QUORUM_BACKEND_H_
 #define LATCHKEY_BACKENDS_QUORUM_QUORUM_BACKEND_H_
 
@@ -32,6 +33,9 @@ struct QuorumOptions {
 // independently, or the quorum is worth no more than one of them. Each must serve the requests of
 // one acquisition in the order in which they are made, as the ready-made backends do. Errors:
 // kInvalidArgument; kUnimplemented if one of several does not implement Confirm.
+//
+// A step fails with kUnavailable only if no server has done anything, or what a minority had granted
+// was given back; if that is not sure of one of them, with kUnknown.
 //
 // Thread safety and lifetime: as LockingProtocol; shares the ownership of the protocols.
 // Capabilities: what all of them have in common; order among waiters is not kept.

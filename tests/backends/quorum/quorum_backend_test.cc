@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -38,6 +40,7 @@ class Server final : public LockingProtocol {
                       std::move(done));
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
+    if (for_releases) mode = *for_releases;
     Pass<ReleaseOutcome>([&](auto reply) { inner_->Release(hold, std::move(reply)); },
                          std::move(done));
   }
@@ -107,6 +110,7 @@ class Server final : public LockingProtocol {
 
   Mode mode = Mode::kWorks;
   bool confirms_slowly = false;
+  std::optional<Mode> for_releases = std::nullopt;  // Takes this mode when one comes.
   int obtains = 0;
   int confirms = 0;
 
@@ -401,7 +405,7 @@ TEST(QuorumBackendTest, AnExtensionLastsAsLongAsOnTheLastServerOfTheMajority) {
   EXPECT_GT(extended->remaining, absl::Minutes(30));
 }
 
-TEST(QuorumBackendTest, AServerThatExtendsCountsWhateverBecameOfItsConfirmation) {
+TEST(QuorumBackendTest, AServerThatExtendsCountsOnceItHasConfirmedWhateverBecameOfTheFirstAnswer) {
   Cluster cluster(3);
   // The first server is ahead, so that the others are to confirm. The second one's word is enough;
   // that of the third is lost when that is decided.
@@ -415,8 +419,10 @@ TEST(QuorumBackendTest, AServerThatExtendsCountsWhateverBecameOfItsConfirmation)
   cluster.servers[1]->Answer();
   ASSERT_TRUE(held && held->ok());
   cluster.servers[2]->LoseAnswers();
+  cluster.servers[2]->confirms_slowly = false;
   Ends told(*cluster.quorum, a);
   EXPECT_EQ(Extend(*cluster.quorum, a)->outcome, ExtendOutcome::kExtended);
+  EXPECT_EQ(cluster.servers[2]->confirms, 2);
   // All three have extended, so that two are left.
   cluster.servers[0]->Steal("r");
   EXPECT_EQ(told.ends, 0);
@@ -447,6 +453,22 @@ TEST(QuorumBackendTest, AServerThatExtendedKeepsTheHoldThoughItsFirstAnswerIsLos
   EXPECT_FALSE(cluster.servers[2]->Held("r"));
 }
 
+TEST(QuorumBackendTest, AnAnswerThatIsLaterThanTheConfirmationChangesNothing) {
+  Cluster cluster(3);
+  cluster.servers[0]->Advance("r", 10);
+  cluster.servers[2]->mode = Server::Mode::kSlow;
+  const AcquisitionId a = AcquisitionId::Next();
+  ASSERT_EQ(Obtain(*cluster.quorum, Request(a))->token, 11u);
+  // The third has granted with a smaller token, which nobody has heard yet.
+  cluster.servers[2]->mode = Server::Mode::kWorks;
+  EXPECT_EQ(Extend(*cluster.quorum, a)->outcome, ExtendOutcome::kExtended);
+  EXPECT_EQ(cluster.servers[2]->confirms, 1);
+  cluster.servers[2]->Answer();
+  EXPECT_EQ(cluster.servers[2]->confirms, 1);
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  EXPECT_EQ(Extend(*cluster.quorum, a)->outcome, ExtendOutcome::kExtended);
+}
+
 TEST(QuorumBackendTest, AReleaseIsRepeatable) {
   Cluster cluster(3);
   const AcquisitionId a = AcquisitionId::Next();
@@ -463,6 +485,107 @@ TEST(QuorumBackendTest, AReleaseThatAMajorityDoesNotAnswerIsUnknown) {
   cluster.servers[0]->mode = Server::Mode::kDown;
   cluster.servers[1]->mode = Server::Mode::kDown;
   EXPECT_EQ(ReasonOf(Release(*cluster.quorum, a).status()), Reason::kBackendUnknown);
+}
+
+// ---- What a failure says -----------------------------------------------------------------------
+
+TEST(QuorumOutcomesTest, WhatIsDownEverywhereDidNothing) {
+  Cluster cluster(3);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*cluster.quorum, Request(a)).IgnoreError();
+  for (auto& server : cluster.servers) server->mode = Server::Mode::kDown;
+  EXPECT_EQ(ReasonOf(Obtain(*cluster.other, Request(AcquisitionId::Next())).status()),
+            Reason::kBackendUnavailable);
+  EXPECT_EQ(ReasonOf(Extend(*cluster.quorum, a).status()), Reason::kBackendUnavailable);
+  EXPECT_EQ(ReasonOf(Release(*cluster.quorum, a).status()), Reason::kBackendUnavailable);
+}
+
+TEST(QuorumOutcomesTest, WhatOneServerMayHaveDoneIsUnknown) {
+  Cluster cluster(3);
+  const AcquisitionId a = AcquisitionId::Next();
+  Obtain(*cluster.quorum, Request(a)).IgnoreError();
+  cluster.servers[2]->mode = Server::Mode::kDown;
+  cluster.servers[1]->mode = Server::Mode::kDown;
+  cluster.servers[0]->mode = Server::Mode::kLosesAnswer;
+  EXPECT_EQ(ReasonOf(Obtain(*cluster.other, Request(AcquisitionId::Next())).status()),
+            Reason::kBackendUnknown);
+  EXPECT_EQ(ReasonOf(Extend(*cluster.quorum, a).status()), Reason::kBackendUnknown);
+  EXPECT_EQ(ReasonOf(Release(*cluster.quorum, a).status()), Reason::kBackendUnknown);
+}
+
+// Two servers are down, and the first has not said yet what it did.
+template <typename T>
+struct Undecided {
+  Undecided(Cluster& cluster,
+            absl::FunctionRef<void(absl::AnyInvocable<void(absl::StatusOr<T>)>)> begin) {
+    cluster.servers[2]->mode = Server::Mode::kDown;
+    cluster.servers[1]->mode = Server::Mode::kDown;
+    cluster.servers[0]->mode = Server::Mode::kSlow;
+    begin([this](absl::StatusOr<T> reply) { answer = std::move(reply); });
+    EXPECT_FALSE(answer) << "it depends on the first one what can be said";
+  }
+  Reason reason() const { return answer ? ReasonOf(answer->status()) : Reason::kNone; }
+  std::optional<absl::StatusOr<T>> answer;
+};
+
+TEST(QuorumOutcomesTest, ARequestThatFailsHearsFromAllWhatTheyDid) {
+  for (const bool lost : {false, true}) {
+    Cluster cluster(3);
+    Undecided<ObtainReply> obtain(cluster, [&](auto done) {
+      cluster.quorum->Obtain(Request(AcquisitionId::Next()), std::move(done));
+    });
+    lost ? cluster.servers[0]->LoseAnswers() : cluster.servers[0]->Answer();
+    EXPECT_EQ(obtain.reason(), lost ? Reason::kBackendUnknown : Reason::kBackendUnavailable);
+    EXPECT_EQ(cluster.HeldOn("r"), 0);
+  }
+}
+
+TEST(QuorumOutcomesTest, ARequestThatFailsHasGivenBackWhatItHadOrSaysSo) {
+  for (const bool lost : {false, true}) {
+    Cluster cluster(3);
+    cluster.servers[2]->mode = Server::Mode::kDown;
+    cluster.servers[1]->mode = Server::Mode::kDown;
+    cluster.servers[0]->for_releases = Server::Mode::kSlow;
+    std::optional<absl::StatusOr<ObtainReply>> answer;
+    cluster.quorum->Obtain(Request(AcquisitionId::Next()),
+                           [&](absl::StatusOr<ObtainReply> reply) { answer = std::move(reply); });
+    EXPECT_FALSE(answer);
+    lost ? cluster.servers[0]->LoseAnswers() : cluster.servers[0]->Answer();
+    ASSERT_TRUE(answer);
+    EXPECT_EQ(ReasonOf(answer->status()),
+              lost ? Reason::kBackendUnknown : Reason::kBackendUnavailable)
+        << answer->status();
+  }
+  Cluster cluster(3);
+  cluster.servers[2]->mode = Server::Mode::kDown;
+  cluster.servers[1]->mode = Server::Mode::kDown;
+  cluster.servers[0]->for_releases = Server::Mode::kDown;
+  const auto left = Obtain(*cluster.quorum, Request(AcquisitionId::Next()));
+  EXPECT_EQ(cluster.HeldOn("r"), 1);
+  EXPECT_EQ(ReasonOf(left.status()), Reason::kBackendUnknown) << left.status();
+  EXPECT_TRUE(absl::StrContains(left.status().message(), "not given back to server 1"))
+      << left.status();
+}
+
+TEST(QuorumOutcomesTest, AnExtensionAndAReleaseThatFailHearFromAllWhatTheyDid) {
+  for (const bool lost : {false, true}) {
+    Cluster cluster(3);
+    const AcquisitionId a = AcquisitionId::Next();
+    cluster.servers[0]->mode = Server::Mode::kDown;
+    Obtain(*cluster.quorum, Request(a)).IgnoreError();
+    // The first does not have it, so that its word decides.
+    Undecided<ExtendReply> extend(cluster, [&](auto done) {
+      cluster.quorum->Extend({.resource = "r", .acquisition = a}, absl::Hours(2), std::move(done));
+    });
+    lost ? cluster.servers[0]->LoseAnswers() : cluster.servers[0]->Answer();
+    EXPECT_EQ(extend.reason(), lost ? Reason::kBackendUnknown : Reason::kBackendUnavailable);
+    Undecided<ReleaseOutcome> release(cluster, [&](auto done) {
+      cluster.quorum->Release({.resource = "r", .acquisition = a}, std::move(done));
+    });
+    // Whether it had something to release or not, it has been asked, so something was done.
+    lost ? cluster.servers[0]->LoseAnswers() : cluster.servers[0]->Answer();
+    EXPECT_EQ(release.reason(), Reason::kBackendUnknown);
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A quorum of real servers of which one loses its data.
+// A quorum of real servers of which one loses its data, or the hold.
 
 #include <memory>
 #include <string>
@@ -14,6 +14,7 @@
 #include "latchkey/backends/redis/redis_backend.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/locking_protocol.h"
+#include "latchkey/tests/backends/redis/stored_hold.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/redis_server.h"
 
@@ -82,6 +83,45 @@ TEST(RedlockRecoveryTest, WithoutTheFencesOfAMajorityOfOthersItDoesNotCount) {
     ASSERT_TRUE(!reply.ok() || reply->outcome == ObtainOutcome::kDenied);
     ASSERT_LT(absl::Now() - start, kHangGuard);
   } while (!absl::StrContains(reply.status().message(), "it has lost its data"));
+}
+
+TEST(RedlockRecoveryTest, ARenewalTakesTheHoldAgainWhereItIsGone) {
+  RedisServer servers[3];
+  std::vector<std::shared_ptr<LockingProtocol>> clients;
+  for (const RedisServer& server : servers) {
+    clients.push_back(*ConnectRedisBackend({.url = server.url(), .new_server = true}));
+  }
+  const auto quorum = *NewQuorumBackend(clients);
+  const AcquisitionId id = AcquisitionId::Next();
+  constexpr absl::Duration kLease = absl::Seconds(50);
+  const absl::StatusOr<ObtainReply> held =
+      Obtain(*quorum, {.resource = "r", .acquisition = id, .lease = kLease});
+  ASSERT_TRUE(held.ok()) << held.status();
+  const absl::Time start = absl::Now();
+  // Each in turn, twice; never two at once.
+  for (int turn = 0; turn < 6; ++turn) {
+    const RedisServer& server = servers[turn % 3];
+    server.Command({"DEL", "latchkey:{r}"});
+    do {
+      const absl::StatusOr<ExtendReply> extended = Await<ExtendReply>([&](auto done) {
+        quorum->Extend({.resource = "r", .acquisition = id}, kLease, std::move(done));
+      });
+      // The one before may still be confirming the token.
+      if (!extended.ok()) {
+        ASSERT_EQ(ReasonOf(extended.status()), Reason::kBackendUnknown) << extended.status();
+      } else {
+        ASSERT_EQ(extended->outcome, ExtendOutcome::kExtended) << "in turn " << turn;
+      }
+      ASSERT_LT(absl::Now() - start, kHangGuard);
+    } while (StoredDeadline(server, "r") == 0);
+  }
+  EXPECT_EQ(Await<ReleaseOutcome>([&](auto done) {
+              quorum->Release({.resource = "r", .acquisition = id}, std::move(done));
+            }).value(),
+            ReleaseOutcome::kReleased);
+  const absl::StatusOr<ObtainReply> next = Obtain(*quorum, Request());
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_GT(next->token, held->token);
 }
 
 }  // namespace
