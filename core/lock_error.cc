@@ -36,6 +36,7 @@ constexpr std::array kReasons = {
     ReasonRow{Reason::kDeadlock, "Deadlock", absl::StatusCode::kAborted},
     ReasonRow{Reason::kBackendUnavailable, "BackendUnavailable", absl::StatusCode::kUnavailable},
     ReasonRow{Reason::kBackendUnknown, "BackendUnknown", absl::StatusCode::kUnknown},
+    ReasonRow{Reason::kBackendRefused, "BackendRefused", absl::StatusCode::kFailedPrecondition},
     ReasonRow{Reason::kInvalidArgument, "InvalidArgument", absl::StatusCode::kInvalidArgument},
     ReasonRow{Reason::kNotSupported, "NotSupported", absl::StatusCode::kUnimplemented},
     ReasonRow{Reason::kWouldBlock, "WouldBlock", absl::StatusCode::kFailedPrecondition},
@@ -85,6 +86,10 @@ absl::Status BackendUnavailableError(std::string_view message) {
 
 absl::Status BackendUnknownError(std::string_view message) {
   return MakeError(Reason::kBackendUnknown, message);
+}
+
+absl::Status BackendRefusedError(std::string_view message) {
+  return MakeError(Reason::kBackendRefused, message);
 }
 
 }  // namespace latchkey

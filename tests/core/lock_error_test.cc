@@ -36,6 +36,7 @@ const std::vector<Row> kRows = {
     {Reason::kDeadlock, "Deadlock", absl::StatusCode::kAborted},
     {Reason::kBackendUnavailable, "BackendUnavailable", absl::StatusCode::kUnavailable},
     {Reason::kBackendUnknown, "BackendUnknown", absl::StatusCode::kUnknown},
+    {Reason::kBackendRefused, "BackendRefused", absl::StatusCode::kFailedPrecondition},
     {Reason::kInvalidArgument, "InvalidArgument", absl::StatusCode::kInvalidArgument},
     {Reason::kNotSupported, "NotSupported", absl::StatusCode::kUnimplemented},
     {Reason::kWouldBlock, "WouldBlock", absl::StatusCode::kFailedPrecondition},
@@ -82,6 +83,8 @@ TEST(LockErrorTest, BackendsSayWhetherTheStepMayHaveBeenExecuted) {
   EXPECT_EQ(BackendUnavailableError("no route").code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(BackendUnknownError("no answer")), Reason::kBackendUnknown);
   EXPECT_EQ(BackendUnknownError("no answer").code(), absl::StatusCode::kUnknown);
+  EXPECT_EQ(ReasonOf(BackendRefusedError("wrong password")), Reason::kBackendRefused);
+  EXPECT_EQ(BackendRefusedError("wrong password").code(), absl::StatusCode::kFailedPrecondition);
 }
 
 }  // namespace
