@@ -61,6 +61,15 @@ const Script& ScriptOf(Step step) {
   return scripts[static_cast<int>(step)];
 }
 
+std::string VouchTextWithTime(std::string_view time_source) {
+  return absl::StrCat(time_source, text::kVouch);
+}
+
+std::string_view VouchText() {
+  static const std::string& text = *new std::string(VouchTextWithTime(text::kServerTime));
+  return text;
+}
+
 std::string ScriptTextWithTime(Step step, std::string_view time_source) {
   return absl::StrCat(time_source, ShortcutOf(step), text::kRecord, BodyOf(step), text::kWake,
                       step == Step::kWatch ? text::kWatched : "", text::kStore);

@@ -22,6 +22,10 @@ struct Script {
 // The script of a step. Lives until the process ends.
 const Script& ScriptOf(Step step);
 
+// What RedisBackendOptions::new_server has the server do: see scripts/vouch.lua.
+std::string_view VouchText();
+std::string VouchTextWithTime(std::string_view time_source);
+
 // The same step, but with its time from this Lua text, which must define the local `now` (in
 // microseconds) instead of asking the server's clock. For tests of the scripts alone.
 std::string ScriptTextWithTime(Step step, std::string_view time_source);

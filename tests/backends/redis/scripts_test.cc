@@ -985,6 +985,53 @@ TEST(RedisScriptsTest, AMarkerThatIsSomethingElseIsRefused) {
   EXPECT_EQ(Text(scripts.commands().Do({"GET", MarkerKey("p:")}).get()), "mine");
 }
 
+TEST(RedisScriptsTest, WhoVouchesForAServerEndsItsRecoveryAndNothingElse) {
+  RedisServer server;
+  ScriptRunner scripts(server);
+  const absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  const absl::Duration us = absl::Microseconds(1);
+  auto obtain = [&](absl::Time time, AcquisitionId id) {
+    return ObtainText(scripts.Run(Step::kObtain, time, ObtainArguments(id, "0", 500 * us)).get());
+  };
+  auto vouch = [&](absl::Time time) {
+    return Text(scripts.commands()
+                    .Do({"EVAL", VouchTextWithTime("local now = tonumber(ARGV[1])\n"), "1",
+                         MarkerKey("p:"), absl::StrCat(absl::ToUnixMicros(time))})
+                    .get());
+  };
+  auto marker = [&] { return Text(scripts.commands().Do({"GET", MarkerKey("p:")}).get()); };
+  // Before anybody has asked, and after.
+  for (const bool asked : {false, true}) {
+    scripts.commands().Do({"DEL", MarkerKey("p:")});
+    if (asked) {
+      EXPECT_EQ(obtain(now, {1, 1}), "[5,20000500]");
+    }
+    EXPECT_EQ(vouch(now + us), "1");
+    const AcquisitionId id{1, asked ? 3u : 2u};
+    EXPECT_EQ(obtain(now + 2 * us, id)[0], '1');
+    scripts.Run(Step::kRelease, now + 2 * us, {id.ToString()});
+  }
+  // What a loss long ago has left is still to be known.
+  scripts.commands().Do({"DEL", MarkerKey("p:")});
+  obtain(now, {1, 4});
+  const std::string kept = marker();
+  const absl::Time over = now + 500 * us + 2 * kTokenSlack;
+  EXPECT_EQ(vouch(over), "1");
+  EXPECT_EQ(marker(), kept);
+  EXPECT_EQ(vouch(over - us), "1");
+  EXPECT_NE(marker(), kept);
+  // What is no marker of ours is left alone.
+  for (const std::vector<std::string>& strange :
+       {std::vector<std::string>{"SET", MarkerKey("p:"), "mine"},
+        std::vector<std::string>{"LPUSH", MarkerKey("p:"), "mine"}}) {
+    scripts.commands().Do({"DEL", MarkerKey("p:")});
+    scripts.commands().Do(strange);
+    const std::string before = Text(scripts.commands().Do({"DUMP", MarkerKey("p:")}).get());
+    EXPECT_EQ(vouch(now), "1");
+    EXPECT_EQ(Text(scripts.commands().Do({"DUMP", MarkerKey("p:")}).get()), before);
+  }
+}
+
 TEST(RedisScriptsTest, WhoReadsTheFenceBackIsGrantedEarlierAndToldThatItIsLost) {
   RedisServer server;
   ScriptRunner scripts(server);
