@@ -30,8 +30,8 @@ enum class Reason {
   kDeadlock,            // kAborted: waiting would close a cycle.
   kBackendUnavailable,  // kUnavailable: the backend could not be reached; nothing was done.
   kBackendUnknown,      // kUnknown: the step may have been executed; it is being compensated.
-  kBackendRefused,      // kFailedPrecondition: the backend was reached, and refuses (login,
-                        // permission, database); asking again is of no use before that is mended.
+  kBackendRefused,      // kFailedPrecondition: the backend refuses (login, permission, database);
+                        // nothing was done, and asking again is of no use before that is mended.
   kInvalidArgument,     // kInvalidArgument: names the field and its value.
   kNotSupported,        // kUnimplemented: this backend lacks what an option asks for.
   kWouldBlock,          // kFailedPrecondition: a blocking call inside a callback of the library.
@@ -54,8 +54,8 @@ Reason ReasonOf(const absl::Status& status);
 // stays.
 absl::Status WithContext(std::string_view what, const absl::Status& status);
 
-// For backends: nothing was done / the outcome is not known / it will not be done, and the caller
-// is not to repeat it.
+// For backends: nothing was done / the outcome is not known / nothing was done, and the caller is
+// not to repeat it.
 absl::Status BackendUnavailableError(std::string_view message);
 absl::Status BackendUnknownError(std::string_view message);
 absl::Status BackendRefusedError(std::string_view message);

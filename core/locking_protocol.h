@@ -23,9 +23,9 @@
 //     executed, or may still be. If it was certainly not executed, the status is kUnavailable. Make
 //     them with BackendUnknownError and BackendUnavailableError (core/lock_error.h). The caller
 //     repeats the step, or compensates with Release by acquisition id.
-//   * If the backend refuses, and will go on refusing until somebody mends what the message names,
-//     the status is kFailedPrecondition (BackendRefusedError): the caller does not repeat the step.
-//     It may have been begun before it was refused, so the caller compensates.
+//   * If it was certainly not executed, and will not be until somebody mends what the message names
+//     (a login, a permission), the status is kFailedPrecondition (BackendRefusedError): the caller
+//     does not repeat the step.
 //
 // Thread safety: all methods may be called from any number of threads at once.
 // Lifetime: a backend outlives nothing by itself; LockManager and Lock share its ownership. Views

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -22,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "hiredis/hiredis_ssl.h"
+#include "latchkey/backends/redis/refusal.h"
 #include "latchkey/backends/redis/replies.h"
 #include "latchkey/backends/redis/scripts.h"
 #include "latchkey/backends/redis/wire.h"
@@ -60,6 +62,20 @@ std::string_view KindOf(const redisReply& reply) {
 // Its address tells threads apart.
 thread_local const char thread_marker = 0;
 
+// Stands in the place of a call that was ended before its reply came.
+class EndedCall : public Call {
+ public:
+  void AppendTo(std::string&) override {}
+  Next OnReply(const redisReply&) override { return Next::kDone; }
+  bool OnReplyElsewhere(const redisReply&) override { return true; }
+  void OnFailure(bool, const absl::Status&) override {}
+};
+
+constexpr uint64_t kEndedMs = std::numeric_limits<uint64_t>::max();
+
+// More addresses than this are counted in a message, and not told.
+constexpr size_t kMostTold = 8;
+
 class Ping : public Call {
  public:
   void AppendTo(std::string& out) override { out.append(MakeCommand({"PING"})); }
@@ -82,10 +98,11 @@ struct Connection::Resolving {
 
 Connection::Connection(uv_loop_t* loop, Settings settings, Listener& listener)
     : loop_(loop), settings_(std::move(settings)), listener_(listener) {
-  uv_timer_init(loop_, &deadline_timer_);
-  uv_timer_init(loop_, &reconnect_timer_);
-  deadline_timer_.data = this;
-  reconnect_timer_.data = this;
+  vouches_ = settings_.new_server;
+  for (uv_timer_t* timer : {&deadline_timer_, &waiting_timer_, &reconnect_timer_}) {
+    uv_timer_init(loop_, timer);
+    timer->data = this;
+  }
 }
 
 Connection::~Connection() = default;
@@ -107,8 +124,9 @@ void Connection::Stop() {
     uv_cancel(reinterpret_cast<uv_req_t*>(&resolving_->request));
     resolving_ = nullptr;
   }
-  uv_close(reinterpret_cast<uv_handle_t*>(&deadline_timer_), nullptr);
-  uv_close(reinterpret_cast<uv_handle_t*>(&reconnect_timer_), nullptr);
+  for (uv_timer_t* timer : {&deadline_timer_, &waiting_timer_, &reconnect_timer_}) {
+    uv_close(reinterpret_cast<uv_handle_t*>(timer), nullptr);
+  }
   FailCalls(last_failure_);
 }
 
@@ -119,13 +137,23 @@ void Connection::Connect() {
   uv_timer_start(
       &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
       ToMs(settings_.connect_timeout), 0);
+  attempt_ends_ms_ = uv_now(loop_) + ToMs(settings_.connect_timeout);
+  patience_ = settings_.connect_timeout;
+  addresses_.clear();
+  next_address_ = 0;
+  tried_.clear();
   const RedisAddress& address = settings_.address;
+  state_ = State::kResolving;
   if (address.transport == Transport::kUnix || IsNumericAddress(address.host)) {
-    ConnectTo(address.host);
-    return;
+    addresses_ = {address.host};
+    return TryAddresses();
+  }
+  if (settings_.addresses_of != nullptr) {
+    addresses_ = settings_.addresses_of(address.host);
+    if (addresses_.empty()) return Fail("cannot find the host");
+    return TryAddresses();
   }
   // Not hiredis' own look-up: it would block the loop.
-  state_ = State::kResolving;
   resolving_ = new Resolving{.request = {}, .connection = this};
   resolving_->request.data = resolving_;
   addrinfo hints{};
@@ -134,22 +162,24 @@ void Connection::Connect() {
       loop_, &resolving_->request,
       [](uv_getaddrinfo_t* request, int status, addrinfo* found) {
         std::unique_ptr<Resolving> resolving(static_cast<Resolving*>(request->data));
-        std::string numeric;
-        if (status == 0 && found != nullptr) {
+        std::vector<std::string> addresses;
+        for (const addrinfo* one = status == 0 ? found : nullptr; one != nullptr;
+             one = one->ai_next) {
           char text[NI_MAXHOST];
-          if (getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof text, nullptr, 0,
+          if (getnameinfo(one->ai_addr, one->ai_addrlen, text, sizeof text, nullptr, 0,
                           NI_NUMERICHOST) == 0) {
-            numeric = text;
+            addresses.emplace_back(text);
           }
         }
         uv_freeaddrinfo(found);
         Connection* connection = resolving->connection;
         if (connection == nullptr) return;
         connection->resolving_ = nullptr;
-        if (numeric.empty()) {
+        if (addresses.empty()) {
           connection->Fail(absl::StrCat("cannot find the host: ", uv_strerror(status)));
         } else {
-          connection->ConnectTo(numeric);
+          connection->addresses_ = std::move(addresses);
+          connection->TryAddresses();
         }
       },
       address.host.c_str(), nullptr, &hints);
@@ -159,8 +189,47 @@ void Connection::Connect() {
   }
 }
 
-void Connection::ConnectTo(const std::string& host) {
+void Connection::TryAddresses() {
   state_ = State::kConnecting;
+  while (next_address_ < addresses_.size()) {
+    const uint64_t now = uv_now(loop_);
+    const uint64_t left = attempt_ends_ms_ - std::min(attempt_ends_ms_, now);
+    if (left == 0 && next_address_ > 0) break;
+    const uint64_t share = std::max<uint64_t>(1, left / (addresses_.size() - next_address_));
+    if (addresses_.size() > 1) patience_ = absl::Milliseconds(share);
+    uv_timer_start(
+        &deadline_timer_,
+        [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); }, share, 0);
+    const std::string& address = addresses_[next_address_++];
+    std::optional<std::string> wrong = ConnectTo(address);
+    if (!wrong) return;
+    CloseSocket();
+    tried_.push_back(
+        {.address = address, .why = *std::move(wrong), .reason = Reason::kBackendUnavailable});
+  }
+  GoDown(WhyNoneIsOfUse());
+}
+
+absl::Status Connection::WhyNoneIsOfUse() const {
+  // A server that answers and refuses tells more than an address where there is none.
+  Reason reason = Reason::kBackendUnavailable;
+  for (const Tried& one : tried_) {
+    if (reason == Reason::kBackendUnavailable) reason = one.reason;
+  }
+  std::string message = settings_.address.ToString();
+  for (size_t i = 0; i < std::min(tried_.size(), kMostTold); ++i) {
+    absl::StrAppend(&message, i == 0 ? ": " : "; ");
+    if (addresses_.size() > 1) absl::StrAppend(&message, "at ", tried_[i].address, ": ");
+    absl::StrAppend(&message, tried_[i].why);
+  }
+  const size_t told = std::min(tried_.size(), kMostTold);
+  if (addresses_.size() > told) {
+    absl::StrAppend(&message, "; and ", addresses_.size() - told, " addresses more");
+  }
+  return MakeError(reason, message);
+}
+
+std::optional<std::string> Connection::ConnectTo(const std::string& host) {
   redisOptions options{};
   options.options |= REDIS_OPT_NONBLOCK;
   if (settings_.address.transport == Transport::kUnix) {
@@ -169,12 +238,13 @@ void Connection::ConnectTo(const std::string& host) {
     REDIS_OPTIONS_SET_TCP(&options, host.c_str(), settings_.address.port);
   }
   context_ = redisConnectWithOptions(&options);
-  if (context_ == nullptr) return Fail("cannot connect: out of memory");
-  if (context_->err != 0) return Fail(absl::StrCat("cannot connect: ", context_->errstr));
+  if (context_ == nullptr) return "cannot connect: out of memory";
+  if (context_->err != 0) return absl::StrCat("cannot connect: ", context_->errstr);
   LimitReader(*context_->reader);
-  if (!WatchSocket()) return Fail(absl::StrCat("cannot watch the socket: ", strerror(errno)));
+  if (!WatchSocket()) return absl::StrCat("cannot watch the socket: ", strerror(errno));
   write_blocked_ = true;  // Writable means connected.
   UpdatePoll();
+  return std::nullopt;
 }
 
 bool Connection::WatchSocket() {
@@ -391,7 +461,7 @@ void Connection::OnConnected() {
   state_ = State::kTls;
   ERR_clear_error();
   SSL* ssl = SSL_new(settings_.tls);
-  if (ssl == nullptr) return Fail(TlsError("cannot begin TLS"));
+  if (ssl == nullptr) return FailTls("cannot begin TLS");
   // hiredis checks neither; without them any certificate of a trusted authority would do.
   SSL_set_verify(ssl, SSL_VERIFY_PEER, nullptr);
   const std::string& name = settings_.server_name;
@@ -401,26 +471,25 @@ void Connection::OnConnected() {
                                SSL_set_tlsext_host_name(ssl, name.c_str()) == 1;
   ssl_ = ssl;
   if (!named || redisInitiateSSL(context_, ssl) != REDIS_OK) {
-    const std::string why = TlsError("TLS failed");
-    ssl_ = nullptr;
-    SSL_free(ssl);  // Not taken over.
-    return Fail(why);
+    // Not taken over, and asked why before it goes.
+    const std::unique_ptr<SSL, decltype(&SSL_free)> owned(ssl, &SSL_free);
+    return FailTls("TLS failed");
   }
   StepTls();
 }
 
-std::string Connection::TlsError(std::string_view what) const {
-  std::string text(what);
-  if (ssl_ != nullptr) {
-    if (const long verified = SSL_get_verify_result(ssl_); verified != X509_V_OK) {
-      absl::StrAppend(&text, ": the server's certificate is not accepted: ",
-                      X509_verify_cert_error_string(verified));
-      return text;
-    }
+void Connection::FailTls(std::string_view what) {
+  const long verified = ssl_ == nullptr ? X509_V_OK : SSL_get_verify_result(ssl_);
+  const unsigned long error = ERR_peek_last_error();
+  const char* said = ERR_reason_error_string(error);
+  std::string why(what);
+  if (verified != X509_V_OK) {
+    absl::StrAppend(&why, ": the server's certificate is not accepted: ",
+                    X509_verify_cert_error_string(verified));
+  } else {
+    absl::StrAppend(&why, ": ", said == nullptr ? "the connection ended" : said);
   }
-  const char* reason = ERR_reason_error_string(ERR_peek_last_error());
-  absl::StrAppend(&text, ": ", reason == nullptr ? "the connection ended" : reason);
-  return text;
+  Fail(why, ReadTlsError(verified, error));
 }
 
 void Connection::StepTls() {
@@ -432,7 +501,7 @@ void Connection::StepTls() {
   }
   const int error = SSL_get_error(ssl_, result);
   if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
-    return Fail(TlsError("TLS failed"));
+    return FailTls("TLS failed");
   }
   write_blocked_ = error == SSL_ERROR_WANT_WRITE;
   UpdatePoll();
@@ -460,11 +529,14 @@ void Connection::Greet() {
   }
   if (address.database != 0) say({"SELECT", absl::StrCat(address.database)});
   say({"INFO", "cluster"});
-  // Any time long past will do: see obtain.lua. Once only: a marker missing later means lost data.
-  if (!settings_.marker.empty() && !was_ready_) say({"SET", settings_.marker, "1", "NX"});
+  // Once only: a marker missing later means lost data.
+  if (vouches_) say({"EVAL", VouchText(), "1", settings_.marker});
   if (!settings_.channel.empty()) {
     say({"SUBSCRIBE", settings_.channel});
   } else {
+    // The last command of a script: without a permission for it the others would be done. This one
+    // does nothing, since 1 ms is no longer than anything.
+    if (!settings_.marker.empty()) say({"PEXPIRE", settings_.marker, "1", "GT"});
     // Calls are served in order only if none has to be sent a second time with its text.
     for (int step = 0; step < kSteps; ++step) {
       say({"SCRIPT", "LOAD", ScriptOf(static_cast<Step>(step)).text});
@@ -477,16 +549,17 @@ void Connection::OnGreetingReply(const redisReply& reply) {
   const std::string_view command = greeting_[greeted_++];
   if (reply.type == REDIS_REPLY_ERROR) {
     const std::string_view text = TextOf(reply);
-    if (command == "AUTH") {
-      return Fail(absl::StrCat("the server refuses the login: ", text));
+    // A user may be allowed everything that we need, and yet not INFO, nor SCRIPT. What keeps a
+    // server from writing is told to those who ask for it.
+    const Refusal refusal = ReadGreetingError(command, text);
+    const bool dispensable = command == "PEXPIRE" ? refusal.reason == Reason::kBackendUnavailable
+                                                  : (command == "INFO" || command == "SCRIPT") &&
+                                                        absl::StartsWith(text, "NOPERM");
+    if (!dispensable) {
+      const std::string_view meaning =
+          refusal.meaning.empty() ? "the server does not do what it is asked" : refusal.meaning;
+      return Fail(absl::StrCat(meaning, " (", command, ": ", text, ")"), refusal.reason);
     }
-    if (absl::StartsWith(text, "NOAUTH")) {
-      return Fail(absl::StrCat("the server asks for a password: ", text));
-    }
-    // A user may be allowed everything that we need, and yet not INFO, nor SCRIPT.
-    const bool dispensable =
-        (command == "INFO" || command == "SCRIPT") && absl::StartsWith(text, "NOPERM");
-    if (!dispensable) return Fail(absl::StrCat("the server refuses ", command, ": ", text));
   } else if (command == "INFO") {
     if (reply.type != REDIS_REPLY_STRING) return Fail("this is no Redis server");
     if (absl::StrContains(TextOf(reply), "cluster_enabled:1")) {
@@ -502,9 +575,11 @@ void Connection::OnGreetingReply(const redisReply& reply) {
 }
 
 void Connection::BecomeReady() {
+  OnWaitingTimer();  // Those whose time is over are not sent.
   state_ = State::kReady;
-  was_ready_ = true;
+  vouches_ = false;
   failures_ = 0;
+  tried_.clear();
   uv_timer_stop(&deadline_timer_);
   if (!settings_.channel.empty()) {
     uv_timer_start(
@@ -530,6 +605,7 @@ void Connection::BecomeReady() {
 // ---- Calls -------------------------------------------------------------------------------------
 
 void Connection::Send(std::unique_ptr<Call> call) {
+  if (call->until_ms_ == 0) call->until_ms_ = uv_now(loop_) + ToMs(settings_.command_timeout);
   switch (state_) {
     case State::kReady:
       call->AppendTo(out_);
@@ -554,8 +630,32 @@ void Connection::Send(std::unique_ptr<Call> call) {
                        settings_.address.ToString(), ": too many requests wait for a connection")));
       } else {
         waiting_.push_back(std::move(call));
+        ArmWaitingTimer();
       }
   }
+}
+
+void Connection::ArmWaitingTimer() {
+  if (waiting_.empty() || uv_is_active(reinterpret_cast<uv_handle_t*>(&waiting_timer_)) != 0) {
+    return;
+  }
+  const uint64_t now = uv_now(loop_);
+  uv_timer_start(
+      &waiting_timer_,
+      [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnWaitingTimer(); },
+      waiting_.front()->until_ms_ - std::min(waiting_.front()->until_ms_, now), 0);
+}
+
+void Connection::OnWaitingTimer() {
+  // Those that may be added meanwhile are not over yet.
+  while (!waiting_.empty() && waiting_.front()->until_ms_ <= uv_now(loop_)) {
+    const std::unique_ptr<Call> late = std::move(waiting_.front());
+    waiting_.pop_front();
+    late->OnFailure(false, BackendUnavailableError(
+                               absl::StrCat(settings_.address.ToString(), ": no connection within ",
+                                            absl::FormatDuration(settings_.command_timeout))));
+  }
+  ArmWaitingTimer();
 }
 
 void Connection::Flush() {
@@ -584,6 +684,8 @@ Connection::Direct Connection::SendDirectly(std::unique_ptr<Call>& call,
                                             const BlockedThread* caller) {
   std::string bytes;
   call->AppendTo(bytes);
+  const uint64_t now = uv_hrtime() / 1'000'000;
+  call->until_ms_ = now + ToMs(settings_.command_timeout);
   bool all_written = false;
   Direct direct;
   {
@@ -613,8 +715,7 @@ Connection::Direct Connection::SendDirectly(std::unique_ptr<Call>& call,
     } else {
       ++prompt_;
     }
-    in_flight_.push_back(
-        {.call = std::move(call), .sent_ms = uv_hrtime() / 1'000'000, .loan = direct.loan});
+    in_flight_.push_back({.call = std::move(call), .sent_ms = now, .loan = direct.loan});
     all_written = static_cast<size_t>(written) == bytes.size();
     if (!all_written) {
       direct_fd_ = -1;
@@ -650,7 +751,11 @@ void Connection::Write() {
     result = redisBufferWrite(context_, &done);
   }
   out_.clear();
-  if (result != REDIS_OK) return Fail(absl::StrCat("the connection broke: ", context_->errstr));
+  if (result != REDIS_OK) {
+    const std::string why = absl::StrCat("the connection broke: ", context_->errstr);
+    if (!HeardWhy()) Fail(why);
+    return;
+  }
   // Under TLS a write may wait for something to read; asking for writability would spin.
   write_blocked_ = done == 0 && (ssl_ == nullptr || SSL_want_read(ssl_) == 0);
   UpdatePoll();
@@ -683,6 +788,11 @@ void Connection::Read() {
       result = redisBufferRead(context_);
     }
     if (result != REDIS_OK) {
+      if (ssl_ != nullptr && state_ == State::kGreeting &&
+          ReadTlsError(X509_V_OK, ERR_peek_last_error()) == Reason::kBackendRefused) {
+        // From TLS 1.3 on this is how a server refuses our certificate.
+        return FailTls("TLS failed");
+      }
       // What came before the end may be a last word, such as "too many clients".
       std::string why = absl::StrCat("the connection broke: ", context_->errstr);
       if (context_->err == REDIS_ERR_EOF) {
@@ -697,6 +807,14 @@ void Connection::Read() {
   } while (ssl_ != nullptr && SSL_pending(ssl_) > 0);
   reading_ = within;
   AllowDirect();
+}
+
+bool Connection::HeardWhy() {
+  if (state_ != State::kGreeting) return false;
+  Poll* const polled = poll_;
+  context_->err = 0;
+  Read();
+  return poll_ != polled;
 }
 
 void Connection::ReadReplies() {
@@ -741,8 +859,11 @@ bool Connection::IsAnswer(const redisReply& reply) const {
 void Connection::HandleAnswer(std::unique_ptr<Call> call, const redisReply& reply) {
   if (call == nullptr) {
     // A reply to nothing. An error is the server's reason for what it does next.
-    return Fail(reply.type == REDIS_REPLY_ERROR ? absl::StrCat("the server says: ", TextOf(reply))
-                                                : "the server sent a reply that nobody asked for");
+    if (reply.type == REDIS_REPLY_ERROR) {
+      return Fail(absl::StrCat("the server says: ", TextOf(reply)),
+                  ReadGreetingError("", TextOf(reply)).reason);
+    }
+    return Fail("the server sent a reply that nobody asked for");
   }
   if (call->OnReply(reply) == Call::Next::kSendAgain) Send(std::move(call));
 }
@@ -753,35 +874,65 @@ void Connection::ArmCommandTimer() {
     if (in_flight_.empty()) return;
   }
   if (uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0) return;
-  // Not moved for each call: when it fires, it looks for the oldest one.
+  // Not moved for each call: when it fires, it looks for the oldest one. Those that waited for the
+  // connection have less time left.
+  uint64_t most = ToMs(settings_.command_timeout);
+  {
+    absl::MutexLock lock(&mutex_);
+    const uint64_t now = uv_now(loop_);
+    const uint64_t until = in_flight_.front().call->until_ms_;
+    most = std::min(most, until - std::min(until, now));
+  }
   uv_timer_start(
       &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
-      ToMs(settings_.command_timeout), 0);
+      most, 0);
 }
 
 void Connection::OnTimer() {
   if (state_ != State::kReady) {
-    return Fail(
-        absl::StrCat("no connection within ", absl::FormatDuration(settings_.connect_timeout)));
+    return Fail(absl::StrCat("no connection within ", absl::FormatDuration(patience_)));
   }
-  uint64_t sent_ms;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (in_flight_.empty()) {
-      direct_fd_ = -1;  // The next call sets the timer.
-      return;
-    }
-    sent_ms = in_flight_.front().sent_ms;
-  }
-  const uint64_t limit = ToMs(settings_.command_timeout);
-  // The loop's idea of now may be older than what another thread has sent.
-  const uint64_t age = std::max(uv_now(loop_), sent_ms) - sent_ms;
-  if (age >= limit) {
+  Poll* const polled = poll_;
+  const uint64_t again = EndLateCalls();
+  if (poll_ != polled) return;
+  if (again == 0) {
     return Fail(absl::StrCat("no reply within ", absl::FormatDuration(settings_.command_timeout)));
   }
+  if (again == kEndedMs) return;
+  const uint64_t now = uv_now(loop_);
   uv_timer_start(
       &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
-      limit - age, 0);
+      again - std::min(again, now), 0);
+}
+
+uint64_t Connection::EndLateCalls() {
+  const uint64_t limit = ToMs(settings_.command_timeout);
+  const absl::Status why = BackendUnavailableError(
+      absl::StrCat(settings_.address.ToString(), ": no reply within ",
+                   absl::FormatDuration(settings_.command_timeout), ", connecting included"));
+  for (;;) {
+    std::unique_ptr<Call> late;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (in_flight_.empty()) {
+        direct_fd_ = -1;  // The next call sets the timer.
+        return kEndedMs;
+      }
+      // The loop's idea of now may be older than what another thread has sent.
+      const uint64_t now = uv_now(loop_);
+      const uint64_t due = in_flight_.front().sent_ms + limit;
+      if (due <= now) return 0;
+      const auto next = std::find_if(in_flight_.begin(), in_flight_.end(), [](const InFlight& one) {
+        return one.call->until_ms_ != kEndedMs;
+      });
+      if (next == in_flight_.end()) return due;
+      if (next->call->until_ms_ > now) return std::min(due, next->call->until_ms_);
+      late = std::exchange(next->call, std::make_unique<EndedCall>());
+      next->call->until_ms_ = kEndedMs;
+    }
+    late->OnFailure(true, why);
+    if (state_ != State::kReady) return kEndedMs;
+  }
 }
 
 // ---- Ends --------------------------------------------------------------------------------------
@@ -837,17 +988,26 @@ void Connection::FailCalls(const absl::Status& why) {
 void Connection::Fail(std::string_view why, Reason reason) {
   if (state_ == State::kStopped) return;
   const bool was_ready = state_ == State::kReady;
-  const absl::Status status =
-      MakeError(reason, absl::StrCat(settings_.address.ToString(), ": ", why));
   CloseSocket();
   if (resolving_ != nullptr) {
     resolving_->connection = nullptr;
     uv_cancel(reinterpret_cast<uv_req_t*>(&resolving_->request));
     resolving_ = nullptr;
   }
+  if (was_ready) {
+    return GoDown(MakeError(reason, absl::StrCat(settings_.address.ToString(), ": ", why)));
+  }
+  tried_.push_back({.address = next_address_ > 0 ? addresses_[next_address_ - 1] : "",
+                    .why = std::string(why),
+                    .reason = reason});
+  TryAddresses();
+}
+
+void Connection::GoDown(const absl::Status& why) {
+  const bool was_ready = state_ == State::kReady;
   uv_timer_stop(&deadline_timer_);
   state_ = State::kDown;
-  last_failure_ = status;
+  last_failure_ = why;
   // After a connection that worked the first attempt follows at once, and calls wait for it.
   absl::Duration delay = absl::ZeroDuration();
   if (!was_ready) {
@@ -860,8 +1020,8 @@ void Connection::Fail(std::string_view why, Reason reason) {
       &reconnect_timer_,
       [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->Connect(); },
       absl::Uniform<uint64_t>(random_, most / 2, most + 1), 0);
-  FailCalls(status);
-  listener_.OnDown(*this, status);
+  FailCalls(why);
+  listener_.OnDown(*this, why);
 }
 
 }  // namespace latchkey::redis

@@ -1,6 +1,12 @@
 // One connection to a Redis server on a libuv loop: connects, greets (TLS, login, database),
 // pipelines calls, reconnects with jittered back-off. Speaks through hiredis' reader and writer.
 //
+// Every attempt looks the host's name up anew and tries all its addresses, in the order given,
+// until one can be used. An attempt takes connect_timeout at most, of which each address gets an
+// equal part, and what those before it have left over.
+//
+// A call ends within command_timeout, whatever the connection is doing: waiting for it counts.
+//
 // Not hiredis' asynchronous context: that one asserts what a server may say, and a server that
 // answers garbage must not end the process.
 //
@@ -20,7 +26,9 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -52,6 +60,11 @@ class Call {
   virtual bool OnReplyElsewhere(const redisReply& reply) = 0;
   // `sent`: the server may have executed it, or may still.
   virtual void OnFailure(bool sent, const absl::Status& why) = 0;
+
+ private:
+  friend class Connection;
+  // By the loop's milliseconds: when it ends, answered or not. 0: it was not handed over yet.
+  uint64_t until_ms_ = 0;
 };
 
 class Connection : public AnswerSource {
@@ -78,7 +91,10 @@ class Connection : public AnswerSource {
     absl::Duration reconnect_delay = absl::Milliseconds(20);
     absl::Duration max_reconnect_delay = absl::Seconds(2);
     std::string channel = {};  // Not empty: subscribe to it.
-    std::string marker = {};   // Not empty: write this key at the first greeting, unless it exists.
+    std::string marker = {};   // The key by which a server knows that it has kept its data.
+    bool new_server = false;   // Vouch by it, once, that there is no data to lose.
+    // The numeric addresses of a name; none: there is no such name. Null: the system is asked.
+    std::function<std::vector<std::string>(const std::string& host)> addresses_of = nullptr;
   };
 
   // `loop` and `listener` must outlive it.
@@ -90,9 +106,11 @@ class Connection : public AnswerSource {
   void Start();
   // Fails what is left, and closes everything for good.
   void Stop();
+  // Another connection has vouched for the server.
+  void StopVouching() { vouches_ = false; }
 
-  // Takes a call: sends it with the next Flush if ready, keeps it while a first attempt to
-  // (re)connect is under way, and fails it at once after an attempt that failed.
+  // Takes a call: sends it with the next Flush if ready, keeps it for at most command_timeout while
+  // a first attempt to (re)connect is under way, and fails it at once after an attempt that failed.
   void Send(std::unique_ptr<Call> call);
   void Flush() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -133,9 +151,18 @@ class Connection : public AnswerSource {
   };
   struct Poll;       // The loop's handle for one socket.
   struct Resolving;  // A look-up of a name that is under way.
+  // What became of an address in this attempt.
+  struct Tried {
+    std::string address;  // Empty: before any was known.
+    std::string why;
+    Reason reason;
+  };
 
   void Connect();
-  void ConnectTo(const std::string& host);
+  // The addresses that are left, up to one that may yet be of use.
+  void TryAddresses();
+  // Begins with one; what is wrong if that fails at once.
+  std::optional<std::string> ConnectTo(const std::string& host);
   void OnPoll();
   void OnConnected();
   void StepTls();
@@ -161,13 +188,25 @@ class Connection : public AnswerSource {
   void SetWatched() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnTimer();
   void ArmCommandTimer();
+  // Ends the calls whose time is over although the connection's is not: those that waited for it.
+  // Returns when to look again; 0: the connection's time is over.
+  uint64_t EndLateCalls() ABSL_LOCKS_EXCLUDED(mutex_);
+  void ArmWaitingTimer();
+  void OnWaitingTimer();
   // Lets other threads write, if there is nothing left to be written before.
   void AllowDirect() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Closes the socket, fails what was under way, and plans the next attempt.
+  // Closes the socket; while it connects, goes on with the next address.
   void Fail(std::string_view why, Reason reason = Reason::kBackendUnavailable);
+  // Fails what was under way, and plans the next attempt.
+  void GoDown(const absl::Status& why);
+  // Of an attempt of which nothing has come.
+  absl::Status WhyNoneIsOfUse() const;
+  // The last words of a server that has ended the connection while it was greeted; false: it has
+  // said nothing that explains it.
+  bool HeardWhy();
   void CloseSocket();
   void FailCalls(const absl::Status& why);
-  std::string TlsError(std::string_view what) const;
+  void FailTls(std::string_view what);
 
   // Constant after construction.
   uv_loop_t* const loop_;
@@ -175,9 +214,15 @@ class Connection : public AnswerSource {
   Listener& listener_;
 
   State state_ = State::kDown;
-  bool was_ready_ = false;
-  int failures_ = 0;  // Attempts failed in a row.
+  bool vouches_ = false;  // That the server is new, at the next greeting.
+  int failures_ = 0;      // Attempts failed in a row.
   absl::Status last_failure_;
+  // Of the attempt that is under way.
+  uint64_t attempt_ends_ms_ = 0;
+  std::vector<std::string> addresses_;
+  size_t next_address_ = 0;
+  absl::Duration patience_;  // For the address that is being tried.
+  std::vector<Tried> tried_;
   redisContext* context_ = nullptr;
   SSL* ssl_ = nullptr;  // Owned by context_ once TLS has begun.
   Poll* poll_ = nullptr;
@@ -186,6 +231,7 @@ class Connection : public AnswerSource {
   // Replies are being handled: until they all are, nobody else may send, and so borrow and read.
   bool reading_ = false;
   uv_timer_t deadline_timer_;          // Connecting, or the oldest call.
+  uv_timer_t waiting_timer_;           // The first of the calls that wait for the connection.
   uv_timer_t reconnect_timer_;         // The next attempt, or the next ping.
   std::vector<std::string> greeting_;  // The names of the greeting's commands, in order.
   size_t greeted_ = 0;

@@ -26,6 +26,7 @@
 #include "latchkey/backends/redis/connection.h"
 #include "latchkey/backends/redis/io_thread.h"
 #include "latchkey/backends/redis/redis_url.h"
+#include "latchkey/backends/redis/refusal.h"
 #include "latchkey/backends/redis/replies.h"
 #include "latchkey/backends/redis/wire.h"
 #include "latchkey/core/blocked_thread.h"
@@ -209,53 +210,21 @@ class Core : public Connection::Listener, public std::enable_shared_from_this<Co
 
 // ---- Calls -------------------------------------------------------------------------------------
 
-// `record`: the key that the script was about.
-absl::Status ErrorFromServer(const Core& core, std::string_view record, std::string_view text) {
-  const std::string about = absl::StrCat(" at ", ResourceForMessage(record));
-  const std::string wrong_type =
-      absl::StrContains(text, "WRONGTYPE waiting list")
-          ? absl::StrCat("the key of its waiting list, ",
-                         ResourceForMessage(WaitingListKeyOf(record)), ", holds something else")
-          : absl::StrCat("this key, or the marker ", ResourceForMessage(core.marker_key()),
-                         ", holds something else");
-  // Each of these is said before the script has written anything.
-  struct Known {
-    std::string_view prefix;
-    std::string_view meaning;
-  };
-  const Known known_errors[] = {
-      {"OOM", "the server is out of memory"},
-      {"READONLY", "the server is a read-only replica"},
-      {"WRONGTYPE", wrong_type},
-      {"NOAUTH", "the server asks for a password"},
-      {"NOPERM", "the user lacks a permission"},
-      {"LOADING", "the server is still loading its data"},
-      {"BUSY", "the server is busy with somebody's script"},
-      {"MASTERDOWN", "the server has lost its master"},
-      {"MISCONF", "the server cannot write its data to disk"},
-      {"NOREPLICAS", "the server lacks the replicas that it must have"},
-      {"MOVED", "the server is part of a Redis Cluster, which is not supported"},
-      {"CLUSTERDOWN", "the server is part of a Redis Cluster, which is not supported"},
-  };
-  const bool wrapped =
-      absl::StartsWith(text, "ERR Error running script") || absl::StartsWith(text, "@user_script");
-  for (const Known& known : known_errors) {
-    // Redis before 7 wraps an error that a script met, its own with a sign before it.
-    if (absl::StartsWith(text, known.prefix) ||
-        (wrapped && (absl::StrContains(text, absl::StrCat(": ", known.prefix, " ")) ||
-                     absl::StrContains(text, absl::StrCat(": -", known.prefix, " "))))) {
-      return BackendUnavailableError(
-          absl::StrCat(core.shown_address(), about, ": ", known.meaning, " (", text, ")"));
-    }
+absl::Status ErrorFromServer(const Core& core, const ScriptCall& call, std::string_view text) {
+  const std::string_view record = call.record();
+  const Refusal refusal = ReadScriptError(text, call.text());
+  std::string meaning(refusal.meaning);
+  if (absl::StrContains(text, "WRONGTYPE waiting list")) {
+    meaning = absl::StrCat("the key of its waiting list, ",
+                           ResourceForMessage(WaitingListKeyOf(record)), ", holds something else");
+  } else if (absl::StrContains(text, "WRONGTYPE") && !meaning.empty()) {
+    meaning = absl::StrCat("this key, or the marker ", ResourceForMessage(core.marker_key()),
+                           ", holds something else");
   }
-  // Of Redis 7, and of later ones. Commands before the one that is refused were run.
-  if (absl::StrContains(text, "user executing the script can't") ||
-      absl::StrContains(text, "ACL failure in script")) {
-    return BackendUnknownError(absl::StrCat(core.shown_address(), about,
-                                            ": the user lacks a permission that the scripts need (",
-                                            text, ")"));
-  }
-  return BackendUnknownError(absl::StrCat(core.shown_address(), about, ": ", text));
+  const std::string about = absl::StrCat(core.shown_address(), " at ", ResourceForMessage(record));
+  return MakeError(refusal.reason, meaning.empty()
+                                       ? absl::StrCat(about, ": ", text)
+                                       : absl::StrCat(about, ": ", meaning, " (", text, ")"));
 }
 
 absl::Status Unknown(const absl::Status& why) {
@@ -282,7 +251,7 @@ class ScriptedCall : public Call {
         with_text_ = true;
         return Next::kSendAgain;
       }
-      Refused(ErrorFromServer(core_, script_.record(), text));
+      Refused(ErrorFromServer(core_, script_, text));
       return Next::kDone;
     }
     Settle(reply);
@@ -336,7 +305,9 @@ class ObtainCall final : public ScriptedCall {
           ": recovering: the server has no marker key, so it is new or has lost its data, and "
           "leases may be out that it does not know. It grants again in ",
           absl::FormatDuration(absl::Ceil(recovering->left, absl::Milliseconds(1))),
-          ". For a server that is known to be new, set RedisBackendOptions::new_server")));
+          ". If it is known to be new, connect to it with RedisBackendOptions::new_server: that "
+          "ends "
+          "the recovery at once")));
     }
     ObtainReply& reply = std::get<ObtainReply>(*answer);
     reply.hint = reply.token;
@@ -348,9 +319,10 @@ class ObtainCall final : public ScriptedCall {
       core_.ObtainGranted(acquisition_);
     }
     if (!unheard.ok()) {
-      return done_(BackendUnavailableError(
+      return done_(WithContext(
           absl::StrCat("held by ", OwnerForMessage(reply.other_owner), " with priority ",
-                       reply.other_priority, ", and nobody can wait for it: ", unheard.message())));
+                       reply.other_priority, ", and nobody can wait for it"),
+          unheard));
     }
     done_(std::move(reply));
   }
@@ -409,6 +381,16 @@ class ReleaseCall final : public ScriptedCall {
   void Settle(const absl::Status& failure) override {
     const bool suspect = done_ != nullptr && core_.TakeSuspect(acquisition_);
     core_.RetryRelease(connection_, script_, Until(), suspect ? kSuspectReleases : repeats_, true);
+    if (done_ != nullptr) done_(failure);
+  }
+
+  void Refused(const absl::Status& failure) override {
+    const Reason reason = ReasonOf(failure);
+    if (reason == Reason::kBackendUnavailable || reason == Reason::kBackendUnknown) {
+      return Settle(failure);
+    }
+    // It would be refused again.
+    core_.TakeSuspect(acquisition_);
     if (done_ != nullptr) done_(failure);
   }
 
@@ -527,13 +509,14 @@ Core::Core(RedisBackendOptions options, RedisAddress address, SSL_CTX* tls)
       .command_timeout = options_.command_timeout,
       .reconnect_delay = options_.reconnect_delay,
       .max_reconnect_delay = options_.max_reconnect_delay,
+      .marker = marker_key_,
+      // Each before its first call, until one has (OnReady).
+      .new_server = options_.new_server,
   };
   for (int i = 0; i < options_.command_connections; ++i) {
-    // Once only: a marker that is missing later means lost data.
-    settings.marker = options_.new_server && i == 0 ? marker_key_ : "";
     commands_.push_back(std::make_unique<Connection>(&loop_, settings, *this));
   }
-  settings.marker = "";
+  settings.new_server = false;
   settings.channel = absl::StrCat(ChannelPrefix(options_.key_prefix), client_);
   events_ = std::make_unique<Connection>(&loop_, settings, *this);
   first_attempt_over_.resize(commands_.size() + 1);
@@ -777,8 +760,10 @@ void Core::OnReady(Connection& connection) {
     // What was told while nobody listened is lost: look again.
     for (auto& [acquisition, watch] : watches_) Look(watch);
     for (auto& command : commands_) command->Flush();
-  } else if (!retries_.empty()) {
-    ArmRetryTimer(0);
+  } else {
+    // What another one finds missing from now on is lost data.
+    for (auto& command : commands_) command->StopVouching();
+    if (!retries_.empty()) ArmRetryTimer(0);
   }
 }
 

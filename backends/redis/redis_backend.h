@@ -48,10 +48,13 @@ struct RedisBackendOptions {
   // At most 256 bytes, no braces.
   std::string key_prefix = "latchkey:";
 
-  // How long a connection may take until it can be used (TCP, TLS, login). 1 ms to 1 h.
+  // How long a connection may take until it can be used (look-up of the name, TCP, TLS, login). If
+  // the name has several addresses, they are tried in the order given, and each gets an equal part
+  // of the time that is left. Every attempt looks the name up anew. 1 ms to 1 h.
   absl::Duration connect_timeout = absl::Seconds(2);
-  // How long a reply may take. After that its connection is given up, and what was under way on it
-  // ends with an unknown outcome. 1 ms to 1 h.
+  // How long a request may take, also while its connection is still being made: then it was not
+  // sent, and the backend is unavailable. After a reply that does not come, the connection is given
+  // up, and what was under way on it ends with an unknown outcome. 1 ms to 1 h.
   absl::Duration command_timeout = absl::Seconds(2);
   // Pauses between attempts to reconnect grow from the first to the second, with jitter.
   absl::Duration reconnect_delay = absl::Milliseconds(20);
@@ -64,8 +67,10 @@ struct RedisBackendOptions {
   // be down.
   bool wait_for_connection = true;
 
-  // The server is known to be new: start to grant at once. Otherwise a server without our marker
-  // key counts as one that lost its data, and grants nothing until every lease that may still be
+  // The server is known to be new: no lease or token from before is out. Then it grants at once, to
+  // all clients; also if one that did not know has asked it before, and it recovers. Otherwise a
+  // server without our marker key counts as one that lost its data, and grants nothing until every
+  // lease that may still be
   // out there is over, and its clock is past every token that was given (max_lease + 20 s). As one
   // of a quorum it grants after max_lease, if a majority of the others says which tokens were
   // given.
@@ -99,13 +104,16 @@ struct RedisBackendOptions {
 };
 
 // Connects. Errors: kInvalidArgument naming the option and its value; kUnavailable if the server
-// cannot be reached, refuses the login, or is something else than Redis; kUnimplemented if it is
-// part of a Redis Cluster. Blocks for at most connect_timeout, on wait_for_connection.
+// cannot be reached, or is something else than Redis; kFailedPrecondition (kBackendRefused) if it
+// refuses the login, lacks the database or a permission for us, or TLS does not accept it or us;
+// kUnimplemented if it is part of a Redis Cluster. Blocks for at most connect_timeout, on
+// wait_for_connection.
 //
 // Thread safety of the backend: as LockingProtocol; events run on its I/O thread, and so do
 // completions, but for those that a thread inside a blocking call reads (core/blocked_thread.h):
-// its own, and others that come along. It reconnects by itself. Releases that fail are repeated in
-// the background until max_lease is over. Do not use it in a child made by fork().
+// its own, and others that come along. It reconnects by itself, also to a server that has refused
+// it. Releases that fail are repeated in the background until max_lease is over, unless the server
+// refuses them. Do not use it in a child made by fork().
 absl::StatusOr<std::shared_ptr<LockingProtocol>> ConnectRedisBackend(RedisBackendOptions options);
 
 }  // namespace latchkey

@@ -67,6 +67,8 @@ class ScriptCall {
 
   // The key of the record, for messages. Lives as long as the call.
   std::string_view record() const { return std::string_view(command_).substr(key_at_, key_size_); }
+  // The script's.
+  std::string_view text() const { return ScriptOf(step_).text; }
 
  private:
   friend class ScriptCalls;

@@ -159,11 +159,14 @@ class Run {
     stream += "$19\r\n# Cluster\r\nx:0\r\n\r\n\r\n";
     if ((flags & 4) != 0) {
       settings.marker = "marker";
+      settings.new_server = true;
       stream += "$-1\r\n";
     }
     if ((flags & 8) != 0) {
       settings.channel = "channel";
       stream += "*3\r\n$9\r\nsubscribe\r\n$7\r\nchannel\r\n:1\r\n";
+    } else if ((flags & 4) != 0) {
+      stream += ":0\r\n";
     }
     // Does the server greet as it should, before the bytes?
     if ((flags & 16) == 0) stream.clear();

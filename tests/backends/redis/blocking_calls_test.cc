@@ -98,6 +98,43 @@ TEST(BlockingCallsTest, AThreadThatWaitsForAnAnswerHearsOfTheTimeout) {
   Eventually([&] { return it.Works(); });
 }
 
+// Without time to wait nobody waits for a connection that takes long to be made, alone or in a
+// quorum.
+TEST(BlockingCallsTest, AServerThatStandsStillKeepsNobodyForLongerThanTheCommandTimeout) {
+  constexpr int kServers = 3;
+  std::vector<std::unique_ptr<RedisServer>> servers;
+  std::vector<Backend> backends;
+  for (int i = 0; i < kServers; ++i) {
+    servers.push_back(std::make_unique<RedisServer>());
+    auto connected = ConnectRedisBackend({.url = servers.back()->url(),
+                                          .connect_timeout = absl::Hours(1),
+                                          .command_timeout = absl::Milliseconds(100),
+                                          .new_server = true});
+    ASSERT_TRUE(connected.ok()) << connected.status();
+    backends.push_back(*std::move(connected));
+  }
+  LockManager one = *LockManager::Create(backends[0]);
+  LockManager all = *LockManager::Create(*NewQuorumBackend(backends));
+  ASSERT_TRUE(one.TryAcquire("a").ok());
+  ASSERT_TRUE(all.TryAcquire("b").ok());
+  for (const auto& server : servers) server->Pause();
+  for (LockManager* locks : {&one, &all}) {
+    for (int i = 0; i < 3; ++i) {
+      const absl::Status tried = locks->TryAcquire("c").status();
+      const absl::Status asked =
+          locks->Acquire("c", {.acquire_timeout = absl::ZeroDuration()}).status();
+      for (const absl::Status& status : {tried, asked}) {
+        const Reason reason = ReasonOf(status);
+        EXPECT_TRUE(reason == Reason::kBackendUnknown || reason == Reason::kBackendUnavailable)
+            << status;
+      }
+    }
+  }
+  for (const auto& server : servers) server->Continue();
+  Eventually([&] { return one.TryAcquire("c").ok(); });
+  Eventually([&] { return all.TryAcquire("d").ok(); });
+}
+
 TEST(BlockingCallsTest, AThreadThatWaitsForAnAnswerHearsOfACancellation) {
   Fixture it;
   it.proxy.HoldReplies(true);

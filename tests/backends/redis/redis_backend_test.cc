@@ -5,6 +5,8 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdio>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -530,11 +532,47 @@ TEST(RedisBackendTest, AWrongPasswordIsToldAndNotShown) {
   const std::string host = absl::StrCat("127.0.0.1:", server.port());
   EXPECT_TRUE(ConnectRedisBackend({.url = absl::StrCat("redis://:right@", host)}).ok());
   const auto wrong = ConnectRedisBackend({.url = absl::StrCat("redis://:wr0ng@", host)});
-  EXPECT_EQ(ReasonOf(wrong.status()), Reason::kBackendUnavailable);
+  EXPECT_EQ(ReasonOf(wrong.status()), Reason::kBackendRefused);
   EXPECT_TRUE(absl::StrContains(wrong.status().message(), "refuses the login")) << wrong.status();
   EXPECT_FALSE(absl::StrContains(wrong.status().message(), "wr0ng")) << wrong.status();
   const auto none = ConnectRedisBackend({.url = absl::StrCat("redis://", host)});
+  EXPECT_EQ(ReasonOf(none.status()), Reason::kBackendRefused);
   EXPECT_TRUE(absl::StrContains(none.status().message(), "asks for a password")) << none.status();
+}
+
+// Who waits for the connection hears at once that it was refused. The server is asked again later,
+// for those who come when its password is mended.
+TEST(RedisBackendTest, APasswordThatIsChangedLaterIsTheReasonOfWhatIsAskedThen) {
+  RedisServer server({.arguments = {"--requirepass", "right"}});
+  RedisBackendOptions options = OptionsFor(absl::StrCat("unix://:right@", server.socket_path()));
+  options.connect_timeout = options.command_timeout = kHangGuard;
+  options.max_reconnect_delay = absl::Milliseconds(50);
+  const Backend backend = Connect(options);
+  const AcquisitionId a = AcquisitionId::Next();
+  ASSERT_EQ(OutcomeOf(Obtain(*backend, Request(a))), ObtainOutcome::kObtained);
+  RedisServer changed({.arguments = {"--requirepass", "other"}});
+  server.Kill();
+  // The same path leads to another server.
+  ASSERT_EQ(rename(changed.socket_path().c_str(), server.socket_path().c_str()), 0);
+  absl::Status refused;
+  Eventually([&] {
+    refused = Extend(*backend, "r", a, absl::Seconds(20)).status();
+    return ReasonOf(refused) == Reason::kBackendRefused;
+  });
+  EXPECT_TRUE(absl::StrContains(refused.message(), "refuses the login")) << refused;
+  EXPECT_EQ(ReasonOf(Obtain(*backend, Request(a)).status()), Reason::kBackendRefused);
+  EXPECT_EQ(ReasonOf(Release(*backend, "r", a).status()), Reason::kBackendRefused);
+  ASSERT_EQ(rename(server.socket_path().c_str(), changed.socket_path().c_str()), 0);
+  ASSERT_EQ(changed.Command({"AUTH", "other"}), "OK");
+}
+
+TEST(RedisBackendTest, AServerThatHasTooManyClientsIsNotSaidToRefuseTheLogin) {
+  RedisServer server({.arguments = {"--requirepass", "right", "--maxclients", "1"}});
+  const auto backend =
+      ConnectRedisBackend({.url = absl::StrCat("unix://:right@", server.socket_path())});
+  EXPECT_EQ(ReasonOf(backend.status()), Reason::kBackendUnavailable) << backend.status();
+  EXPECT_TRUE(absl::StrContains(backend.status().message(), "too many clients"))
+      << backend.status();
 }
 
 TEST(RedisBackendTest, DatabasesAndPrefixesAreSeparate) {
@@ -590,6 +628,9 @@ TEST(RedisBackendTest, AClusterIsRefused) {
   const auto backend = ConnectRedisBackend(OptionsFor(server.url()));
   EXPECT_EQ(ReasonOf(backend.status()), Reason::kNotSupported) << backend.status();
   EXPECT_TRUE(absl::StrContains(backend.status().message(), "Redis Cluster")) << backend.status();
+  // Which has one database alone.
+  const auto database = ConnectRedisBackend(OptionsFor(absl::StrCat(server.url(), "?db=1")));
+  EXPECT_EQ(ReasonOf(database.status()), Reason::kNotSupported) << database.status();
 }
 
 TEST(RedisBackendTest, SomethingElseAtOurKeyIsToldAndLeftAlone) {
@@ -597,7 +638,7 @@ TEST(RedisBackendTest, SomethingElseAtOurKeyIsToldAndLeftAlone) {
   const Backend backend = Connect(server);
   server.Command({"SET", "latchkey:{r}", "mine"});
   const auto reply = Obtain(*backend, Request(AcquisitionId::Next()));
-  EXPECT_EQ(ReasonOf(reply.status()), Reason::kBackendUnavailable) << reply.status();
+  EXPECT_EQ(ReasonOf(reply.status()), Reason::kBackendRefused) << reply.status();
   EXPECT_TRUE(absl::StrContains(reply.status().message(), "holds something else"))
       << reply.status();
   EXPECT_TRUE(absl::StrContains(reply.status().message(), "'latchkey:{r}'")) << reply.status();
@@ -619,7 +660,7 @@ TEST(RedisBackendTest, SomethingElseAtTheWaitingListIsToldToWhoWaitsAndToNobodyE
   Events waiter = WatchAsWaiter(*two, b);
   EXPECT_TRUE(waiter.Take(WatchEventKind::kDisplaced));
   const absl::Status refused = Obtain(*two, Request(b)).status();
-  EXPECT_EQ(ReasonOf(refused), Reason::kBackendUnavailable) << refused;
+  EXPECT_EQ(ReasonOf(refused), Reason::kBackendRefused) << refused;
   EXPECT_TRUE(absl::StrContains(refused.message(), "'latchkey:{r}:waiting', holds something else"))
       << refused;
   // Nothing of it stays behind, and what it is not ours is not touched.
@@ -686,12 +727,15 @@ TEST(RedisBackendTest, AWaiterIsNoLongerRefusedWhenTheWaitingListIsMended) {
 TEST(RedisBackendTest, AWaiterThatTheServerCannotRegisterHearsWhy) {
   struct Case {
     std::vector<std::string> command;
+    Reason reason;
     const char* says;
   };
   for (const Case& c : {
-           Case{{"CONFIG", "SET", "maxmemory", "1"}, "out of memory"},
-           Case{{"REPLICAOF", "127.0.0.1", "1"}, "replica"},
-           Case{{"ACL", "SETUSER", "default", "-zadd"}, "lacks a permission"},
+           Case{{"CONFIG", "SET", "maxmemory", "1"}, Reason::kBackendUnavailable, "out of memory"},
+           Case{{"REPLICAOF", "127.0.0.1", "1"}, Reason::kBackendUnavailable, "replica"},
+           Case{{"ACL", "SETUSER", "default", "-zadd"},
+                Reason::kBackendRefused,
+                "lacks a permission"},
        }) {
     RedisServer server;
     const Backend one = Connect(server);
@@ -702,7 +746,7 @@ TEST(RedisBackendTest, AWaiterThatTheServerCannotRegisterHearsWhy) {
     Events waiter = WatchAsWaiter(*two, b);
     EXPECT_TRUE(waiter.Take(WatchEventKind::kDisplaced)) << c.says;
     const absl::Status refused = Obtain(*two, Request(b)).status();
-    EXPECT_EQ(ReasonOf(refused), Reason::kBackendUnavailable) << refused;
+    EXPECT_EQ(ReasonOf(refused), c.reason) << refused;
     EXPECT_TRUE(absl::StrContains(refused.message(), c.says)) << refused;
   }
 }
@@ -768,7 +812,7 @@ TEST(RedisBackendTest, NoRequestIsSentTwiceToAFreshServerAndSoServedOutOfOrder) 
   Release(*backend, "r", a).IgnoreError();
   const std::string stats = server.Command({"INFO", "commandstats"});
   EXPECT_TRUE(absl::StrContains(stats, "cmdstat_evalsha:calls=3,")) << stats;
-  EXPECT_FALSE(absl::StrContains(stats, "cmdstat_eval:")) << stats;
+  EXPECT_TRUE(absl::StrContains(stats, "cmdstat_eval:calls=1,")) << "to vouch: " << stats;
 }
 
 TEST(RedisBackendTest, AWaiterThatIsGrantedTheLockIsNeverRegistered) {
@@ -829,6 +873,51 @@ TEST(RedisBackendTest, ANewServerThatNobodyVouchesForRecoversFirst) {
   const auto reply = Obtain(*backend, Request(AcquisitionId::Next()));
   EXPECT_TRUE(absl::StrContains(reply.status().message(), "recovering")) << reply.status();
   EXPECT_TRUE(absl::StrContains(reply.status().message(), "new_server")) << reply.status();
+  // What the message says helps, to all who use the server.
+  const Backend vouches = Connect(OptionsFor(server.url()));
+  EXPECT_EQ(OutcomeOf(Obtain(*vouches, Request(AcquisitionId::Next()))), ObtainOutcome::kObtained);
+  ObtainRequest other = Request(AcquisitionId::Next());
+  other.resource = "other";
+  EXPECT_EQ(OutcomeOf(Obtain(*backend, other)), ObtainOutcome::kObtained);
+}
+
+TEST(RedisBackendTest, NoConnectionAsksANewServerBeforeItWasVouchedFor) {
+  for (int round = 0; round < 5; ++round) {
+    RedisServer server;
+    RedisBackendOptions options = OptionsFor(server.url());
+    options.command_connections = 8;
+    options.wait_for_connection = false;
+    const Backend backend = Connect(options);
+    auto replies = std::make_shared<Mailbox<absl::Status>>();
+    constexpr int kLocks = 32;
+    for (int i = 0; i < kLocks; ++i) {
+      const std::string resource = absl::StrCat("r", i);
+      ObtainRequest request = Request(AcquisitionId::Next());
+      request.resource = resource;
+      backend->Obtain(
+          request, [replies](absl::StatusOr<ObtainReply> reply) { replies->Put(reply.status()); });
+    }
+    for (int i = 0; i < kLocks; ++i) {
+      const auto status = replies->Take();
+      ASSERT_TRUE(status);
+      EXPECT_TRUE(status->ok()) << *status;
+    }
+  }
+}
+
+TEST(RedisBackendTest, WhoVouchesForAServerOnceDoesNotVouchForItAfterALoss) {
+  RedisServer server;
+  RedisBackendOptions options = OptionsFor(server.url());
+  options.command_connections = 3;
+  const Backend backend = Connect(options);
+  server.Command({"FLUSHALL"});
+  server.Command({"CLIENT", "KILL", "TYPE", "normal"});
+  absl::StatusOr<ObtainReply> reply = absl::UnknownError("");
+  Eventually([&] {
+    reply = Obtain(*backend, Request(AcquisitionId::Next()));
+    EXPECT_FALSE(reply.ok()) << "nobody may be let in";
+    return reply.ok() || absl::StrContains(reply.status().message(), "recovering");
+  });
 }
 
 TEST(RedisBackendTest, APersistentServerKeepsHoldsAndTokensOverARestart) {
@@ -886,6 +975,77 @@ TEST(RedisBackendTest, ARequestWithoutAReplyHasAnUnknownOutcomeAndCanBeCompensat
   backend->Release({.resource = "r", .acquisition = a}, [](absl::StatusOr<ReleaseOutcome>) {});
   Events waiter = WatchAsWaiter(*other, AcquisitionId::Next());
   EXPECT_TRUE(waiter.Take(WatchEventKind::kHoldEnded));
+}
+
+// What may have been executed is never said to be "not executed", also if nobody can be asked
+// again.
+TEST(RedisBackendTest, WhatIsSentOverALinkThatSwallowsTheReplyAndThenRefusesIsUnknown) {
+  using Ask =
+      std::function<void(LockingProtocol&, AcquisitionId, std::function<void(absl::Status)>)>;
+  const HoldRef none = {.resource = "r"};
+  const auto of = [&none](AcquisitionId id) {
+    HoldRef hold = none;
+    hold.acquisition = id;
+    return hold;
+  };
+  struct Case {
+    const char* name;
+    bool held_before;
+    bool held_after;
+    Ask ask;
+  };
+  for (const Case& c :
+       {Case{"Obtain", false, true,
+             [](LockingProtocol&backend, AcquisitionId id, auto done) {
+               backend.Obtain(Request(id), [done](auto reply) { done(reply.status()); });
+             }},
+        Case{"Release", true, false,
+             [of](LockingProtocol&backend, AcquisitionId id, auto done) {
+               backend.Release(of(id), [done](auto reply) { done(reply.status()); });
+             }},
+        Case{"Extend", true, true,
+             [of](LockingProtocol&backend, AcquisitionId id, auto done) {
+               backend.Extend(of(id), absl::Seconds(40),
+                              [done](auto reply) { done(reply.status()); });
+             }},
+        Case{"Confirm", true, true, [of](LockingProtocol&backend, AcquisitionId id, auto done) {
+               backend.Confirm(of(id), 1, [done](auto reply) { done(reply.status()); });
+             }}}) {
+    SCOPED_TRACE(c.name);
+    RedisServer server;
+    TcpProxy proxy(server.socket_path());
+    RedisBackendOptions options = OptionsFor(absl::StrCat("redis://127.0.0.1:", proxy.port()));
+    options.command_timeout = kHangGuard;
+    options.max_reconnect_delay = absl::Hours(1);
+    const Backend backend = Connect(options);
+    const AcquisitionId a = AcquisitionId::Next();
+    if (c.held_before) {
+      ASSERT_EQ(OutcomeOf(Obtain(*backend, Request(a))), ObtainOutcome::kObtained);
+    }
+    const auto ask = [&] {
+      auto answers = std::make_shared<Mailbox<absl::Status>>();
+      c.ask(*backend, a, [answers](absl::Status status) { answers->Put(std::move(status)); });
+      return answers;
+    };
+    proxy.HoldReplies(true);
+    const auto first = ask();
+    proxy.AwaitHeldReplies();
+    proxy.Refuse(true);
+    proxy.CutAll();
+    const auto unknown = first->Take();
+    ASSERT_TRUE(unknown);
+    EXPECT_EQ(ReasonOf(*unknown), Reason::kBackendUnknown) << *unknown;
+    // That it was executed the server says,
+    const Backend other = Connect(server);
+    EXPECT_EQ(OutcomeOf(Obtain(*other, Request(AcquisitionId::Next()))),
+              c.held_after ? ObtainOutcome::kDenied : ObtainOutcome::kObtained);
+    // and that the next one was not.
+    absl::Status unavailable;
+    Eventually([&] {
+      unavailable = ask()->Take().value_or(absl::OkStatus());
+      return ReasonOf(unavailable) == Reason::kBackendUnavailable;
+    });
+  }
 }
 
 TEST(RedisBackendTest, AReleaseThatFailsIsRepeatedInTheBackground) {
@@ -1038,7 +1198,7 @@ TEST(RedisBackendTest, ErrorsOfAllVersionsAreUnderstood) {
   for (const Case& c : {
            Case{"-ERR Error running script (call to f_94c5): @user_script:20: WRONGTYPE Operation "
                 "against a key holding the wrong kind of value\r\n",
-                Reason::kBackendUnavailable, "holds something else"},
+                Reason::kBackendRefused, "holds something else"},
            Case{"-ERR Error running script (call to f_94c5): @user_script:20: @user_script: 20: "
                 "-OOM command not allowed when used memory > 'maxmemory'.\r\n",
                 Reason::kBackendUnavailable, "out of memory"},
@@ -1049,10 +1209,10 @@ TEST(RedisBackendTest, ErrorsOfAllVersionsAreUnderstood) {
                 Reason::kBackendUnavailable, "out of memory"},
            Case{"-ERR The user executing the script can't run this command or subcommand script: "
                 "94c5, on @user_script:20.\r\n",
-                Reason::kBackendUnknown, "lacks a permission"},
+                Reason::kBackendRefused, "lacks a permission"},
            Case{"-ERR ACL failure in script: User default has no permissions to run the 'zadd' "
                 "command\r\n",
-                Reason::kBackendUnknown, "lacks a permission"},
+                Reason::kBackendRefused, "lacks a permission"},
            Case{"-ERR something that is not WRONGTYPE or OOM at all\r\n", Reason::kBackendUnknown,
                 "something that is not"},
        }) {
@@ -1092,6 +1252,49 @@ TEST(RedisBackendTest, APausedServerBlocksNobodyForLongerThanTheTimeout) {
   });
   ASSERT_TRUE(reply.ok()) << reply.status();
   EXPECT_NE(reply->outcome, ObtainOutcome::kDenied);
+}
+
+// Each in its own time, though the connection may take much longer: the server is there, and says
+// nothing.
+void ExpectEveryCallEndsInTime(LockingProtocol& backend) {
+  const AcquisitionId a = AcquisitionId::Next();
+  const HoldRef hold = {.resource = "r", .acquisition = a};
+  std::vector<absl::Status> ends;
+  ends.push_back(Obtain(backend, Request(a)).status());
+  ends.push_back(Extend(backend, "r", a, absl::Seconds(1)).status());
+  ends.push_back(
+      Await<ConfirmReply>([&](auto done) { backend.Confirm(hold, 1, std::move(done)); }).status());
+  ends.push_back(Release(backend, "r", a).status());
+  for (const absl::Status& end : ends) {
+    EXPECT_EQ(ReasonOf(end), Reason::kBackendUnavailable) << end;
+    EXPECT_TRUE(absl::StrContains(end.message(), "no connection within 100ms")) << end;
+  }
+}
+
+TEST(RedisBackendTest, NoCallTakesLongerThanItsTimeoutWhileTheConnectionIsMade) {
+  RedisServer server;
+  RedisBackendOptions options = OptionsFor(server.url());
+  options.command_timeout = absl::Milliseconds(100);
+  options.connect_timeout = absl::Hours(1);
+  const Backend backend = Connect(options);
+  const AcquisitionId a = AcquisitionId::Next();
+  server.Pause();
+  // It gives up the connection, and makes a new one, which the server does not greet.
+  const auto unknown = Obtain(*backend, Request(a));
+  EXPECT_EQ(ReasonOf(unknown.status()), Reason::kBackendUnknown) << unknown.status();
+  ExpectEveryCallEndsInTime(*backend);
+  server.Continue();
+  Eventually([&] { return Release(*backend, "r", a).ok(); });
+  EXPECT_EQ(OutcomeOf(Obtain(*backend, Request(a))), ObtainOutcome::kObtained);
+}
+
+TEST(RedisBackendTest, NoCallTakesLongerThanItsTimeoutWhileTheFirstConnectionIsMade) {
+  GarbageServer silent("", true);
+  const Backend backend = Connect({.url = absl::StrCat("redis://127.0.0.1:", silent.port()),
+                                   .connect_timeout = absl::Hours(1),
+                                   .command_timeout = absl::Milliseconds(100),
+                                   .wait_for_connection = false});
+  ExpectEveryCallEndsInTime(*backend);
 }
 
 TEST(RedisBackendTest, DestructionEndsWhatIsUnderWayOnce) {

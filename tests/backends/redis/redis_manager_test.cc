@@ -249,15 +249,22 @@ TEST(RedisManagerTest, AFreeLockIsGrantedWhereNobodyMayWait) {
 TEST(RedisManagerTest, WhatTheServerRefusesIsReportedAtOnceAndSaysWhy) {
   struct Case {
     std::vector<std::string> command;
+    Reason reason;
     const char* says;
   };
   for (const Case& c : {
-           Case{{"SET", "latchkey:{r}", "something else"}, "holds something else"},
-           Case{{"SET", "latchkey:{r}:waiting", "something else"}, "holds something else"},
-           Case{{"CONFIG", "SET", "maxmemory", "1"}, "out of memory"},
-           Case{{"REPLICAOF", "127.0.0.1", "1"}, "replica"},
-           Case{{"ACL", "SETUSER", "default", "-evalsha", "-eval"}, "lacks a permission"},
-           Case{{"FLUSHALL"}, "recovering"},
+           Case{{"SET", "latchkey:{r}", "something else"},
+                Reason::kBackendRefused,
+                "holds something else"},
+           Case{{"SET", "latchkey:{r}:waiting", "something else"},
+                Reason::kBackendRefused,
+                "holds something else"},
+           Case{{"CONFIG", "SET", "maxmemory", "1"}, Reason::kBackendUnavailable, "out of memory"},
+           Case{{"REPLICAOF", "127.0.0.1", "1"}, Reason::kBackendUnavailable, "replica"},
+           Case{{"ACL", "SETUSER", "default", "-evalsha", "-eval"},
+                Reason::kBackendRefused,
+                "lacks a permission"},
+           Case{{"FLUSHALL"}, Reason::kBackendUnavailable, "recovering"},
        }) {
     RedisServer server;
     LockManager locks = NewManager(server);
@@ -270,7 +277,7 @@ TEST(RedisManagerTest, WhatTheServerRefusesIsReportedAtOnceAndSaysWhy) {
     }
     EXPECT_NE(server.Command(c.command).substr(0, 3), "ERR") << c.command[0];
     const absl::Status status = locks.Acquire("r", {.acquire_timeout = absl::Hours(1)}).status();
-    EXPECT_EQ(ReasonOf(status), Reason::kBackendUnavailable) << status;
+    EXPECT_EQ(ReasonOf(status), c.reason) << status;
     EXPECT_TRUE(absl::StrContains(status.message(), c.says)) << status;
     if (!held) continue;
     EXPECT_TRUE((*held)->Release().ok()) << "a release does not need the list";

@@ -108,23 +108,58 @@ TEST(RedisSetupsTest, AUserWithoutAPermissionIsToldWhichCommandIsRefused) {
   SetUser(server, {"-subscribe"});
   const absl::Status unsubscribed =
       Connect({.url = UrlOf(server, "latchkey:PASSWORD@"), .new_server = true}).status();
-  EXPECT_EQ(ReasonOf(unsubscribed), Reason::kBackendUnavailable) << unsubscribed;
+  EXPECT_EQ(ReasonOf(unsubscribed), Reason::kBackendRefused) << unsubscribed;
   EXPECT_TRUE(absl::StrContains(unsubscribed.message(), "SUBSCRIBE")) << unsubscribed;
-  // Of other keys than its own it is told when it asks.
+  // Of keys that it may not use as well.
   ASSERT_EQ(server.Command({"ACL", "SETUSER", "latchkey", "+subscribe"}), "OK");
   ASSERT_EQ(server.Command({"ACL", "SETUSER", "latchkey", "resetkeys", "~other:*"}), "OK");
-  absl::StatusOr<LockManager> locks = Connect({.url = UrlOf(server, "latchkey:PASSWORD@")});
+  const absl::Status no_keys = Connect({.url = UrlOf(server, "latchkey:PASSWORD@")}).status();
+  EXPECT_EQ(ReasonOf(no_keys), Reason::kBackendRefused) << no_keys;
+  EXPECT_TRUE(absl::StrContains(no_keys.message(), "lacks a permission")) << no_keys;
+  // Of one resource's key it is told when it asks.
+  ASSERT_EQ(server.Command({"ACL", "SETUSER", "latchkey", "~latchkey:marker", "~latchkey:{mine}*"}),
+            "OK");
+  absl::StatusOr<LockManager> locks =
+      Connect({.url = UrlOf(server, "latchkey:PASSWORD@"), .new_server = true});
   ASSERT_TRUE(locks.ok()) << locks.status();
-  const absl::Status refused = locks->Acquire("r").status();
-  EXPECT_EQ(ReasonOf(refused), Reason::kBackendUnavailable) << refused;
+  EXPECT_TRUE(locks->Acquire("mine").ok());
+  const absl::Status refused = locks->Acquire("theirs").status();
+  EXPECT_EQ(ReasonOf(refused), Reason::kBackendRefused) << refused;
   EXPECT_TRUE(absl::StrContains(refused.message(), "lacks a permission")) << refused;
+}
+
+// Whichever of the commands in the manual it is: nobody is told to try later, nothing is repeated,
+// and nothing is left behind. (Not all: whoever waits alone does without -zrange and -zrem, and
+// nobody needs to publish.)
+TEST(RedisSetupsTest, EveryPermissionThatIsMissingIsARefusal) {
+  for (const std::string_view missing : {"-select", "-time", "-subscribe", "-evalsha", "-get",
+                                         "-hget", "-hmget", "-hset", "-pexpire", "-zadd"}) {
+    RedisServer server({.tcp = true});
+    SetUser(server);
+    absl::StatusOr<LockManager> others =
+        Connect({.url = absl::StrCat(UrlOf(server), "/2"), .new_server = true});
+    ASSERT_TRUE(others.ok()) << others.status();
+    ASSERT_EQ(server.Command({"ACL", "SETUSER", "latchkey", std::string(missing)}), "OK");
+    absl::StatusOr<LockManager> locks =
+        Connect({.url = absl::StrCat(UrlOf(server, "latchkey:PASSWORD@"), "/2")});
+    absl::Status refused = locks.status();
+    if (refused.ok()) {
+      // The waiting list is looked at by those who have to wait, or wake somebody.
+      absl::StatusOr<Lock> held = others->Acquire("r");
+      ASSERT_TRUE(held.ok()) << held.status();
+      refused = locks->Acquire("r", {.acquire_timeout = absl::Hours(1)}).status();
+      EXPECT_TRUE(held->Release().ok());
+    }
+    EXPECT_EQ(ReasonOf(refused), Reason::kBackendRefused) << missing << ": " << refused;
+    EXPECT_TRUE(others->TryAcquire("r").ok()) << missing;
+  }
 }
 
 TEST(RedisSetupsTest, AWrongUserIsToldAndNeitherNameNorPasswordIsShown) {
   RedisServer server({.tcp = true});
   SetUser(server);
   const absl::Status wrong = Connect({.url = UrlOf(server, "mallory:PASSWORD@")}).status();
-  EXPECT_EQ(ReasonOf(wrong), Reason::kBackendUnavailable) << wrong;
+  EXPECT_EQ(ReasonOf(wrong), Reason::kBackendRefused) << wrong;
   EXPECT_TRUE(absl::StrContains(wrong.message(), "refuses the login")) << wrong;
   EXPECT_FALSE(absl::StrContains(wrong.message(), "mallory")) << wrong;
   EXPECT_FALSE(absl::StrContains(wrong.message(), "PASSWORD")) << wrong;
@@ -133,7 +168,7 @@ TEST(RedisSetupsTest, AWrongUserIsToldAndNeitherNameNorPasswordIsShown) {
 TEST(RedisSetupsTest, ADatabaseThatTheServerDoesNotHaveIsTold) {
   RedisServer server({.tcp = true});
   const absl::Status status = Connect({.url = absl::StrCat(UrlOf(server), "/16")}).status();
-  EXPECT_EQ(ReasonOf(status), Reason::kBackendUnavailable) << status;
+  EXPECT_EQ(ReasonOf(status), Reason::kBackendRefused) << status;
   EXPECT_TRUE(absl::StrContains(status.message(), "SELECT")) << status;
 }
 
@@ -184,7 +219,7 @@ TEST(RedisSetupsTest, SomethingElseAtTheMarkerIsToldWithItsName) {
   server.Command({"DEL", "latchkey:marker"});
   server.Command({"LPUSH", "latchkey:marker", "mine"});
   const absl::Status status = locks->Acquire("r").status();
-  EXPECT_EQ(ReasonOf(status), Reason::kBackendUnavailable) << status;
+  EXPECT_EQ(ReasonOf(status), Reason::kBackendRefused) << status;
   EXPECT_TRUE(absl::StrContains(status.message(), "'latchkey:marker', holds something else"))
       << status;
   EXPECT_EQ(server.Command({"LRANGE", "latchkey:marker", "0", "-1"}), "mine");

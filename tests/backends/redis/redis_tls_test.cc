@@ -17,6 +17,7 @@
 #include "latchkey/core/locking_protocol.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/redis_server.h"
+#include "latchkey/tests/support/tcp_proxy.h"
 
 namespace latchkey {
 namespace {
@@ -130,21 +131,21 @@ TEST_F(RedisTlsTest, AnUnknownAuthorityIsRefused) {
   RedisBackendOptions options = Options("localhost");
   options.tls.ca_file = certificates_.Path("stranger.crt");
   const auto backend = ConnectRedisBackend(options);
-  EXPECT_EQ(ReasonOf(backend.status()), Reason::kBackendUnavailable) << backend.status();
+  EXPECT_EQ(ReasonOf(backend.status()), Reason::kBackendRefused) << backend.status();
   EXPECT_TRUE(absl::StrContains(backend.status().message(), "certificate")) << backend.status();
 }
 
 TEST_F(RedisTlsTest, TheSystemsAuthoritiesDoNotKnowOurs) {
   RedisBackendOptions options = Options("localhost");
   options.tls.ca_file = "";
-  EXPECT_EQ(ReasonOf(ConnectRedisBackend(options).status()), Reason::kBackendUnavailable);
+  EXPECT_EQ(ReasonOf(ConnectRedisBackend(options).status()), Reason::kBackendRefused);
 }
 
 TEST_F(RedisTlsTest, ACertificateForAnotherNameIsRefused) {
   RedisBackendOptions options = Options("localhost");
   options.tls.server_name = "elsewhere.example";
   const auto backend = ConnectRedisBackend(options);
-  EXPECT_EQ(ReasonOf(backend.status()), Reason::kBackendUnavailable) << backend.status();
+  EXPECT_EQ(ReasonOf(backend.status()), Reason::kBackendRefused) << backend.status();
   EXPECT_TRUE(absl::StrContains(backend.status().message(), "hostname mismatch"))
       << backend.status();
 }
@@ -164,14 +165,14 @@ TEST_F(RedisTlsTest, AuthoritiesMayBeAFolder) {
   const auto backend = ConnectRedisBackend(options);
   EXPECT_TRUE(backend.ok()) << backend.status();
   options.tls.ca_folder = certificates_.Folder("stranger");
-  EXPECT_EQ(ReasonOf(ConnectRedisBackend(options).status()), Reason::kBackendUnavailable);
+  EXPECT_EQ(ReasonOf(ConnectRedisBackend(options).status()), Reason::kBackendRefused);
 }
 
 TEST_F(RedisTlsTest, AServerThatAsksForACertificateGetsOurs) {
   ASSERT_EQ(server_.Command({"CONFIG", "SET", "tls-auth-clients", "yes"}), "OK");
   RedisBackendOptions options = Options("localhost");
   const absl::Status without = ConnectRedisBackend(options).status();
-  EXPECT_EQ(ReasonOf(without), Reason::kBackendUnavailable) << without;
+  EXPECT_EQ(ReasonOf(without), Reason::kBackendRefused) << without;
   // Any that its authority has signed will do.
   options.tls.certificate_file = certificates_.Path("server.crt");
   options.tls.key_file = certificates_.Path("server.key");
@@ -180,7 +181,7 @@ TEST_F(RedisTlsTest, AServerThatAsksForACertificateGetsOurs) {
   options.tls.certificate_file = certificates_.Path("stranger.crt");
   options.tls.key_file = certificates_.Path("stranger.key");
   const absl::Status strange = ConnectRedisBackend(options).status();
-  EXPECT_EQ(ReasonOf(strange), Reason::kBackendUnavailable) << strange;
+  EXPECT_EQ(ReasonOf(strange), Reason::kBackendRefused) << strange;
   // A key of another certificate is a mistake of ours.
   options.tls.certificate_file = certificates_.Path("server.crt");
   const absl::Status mixed = ConnectRedisBackend(options).status();
@@ -188,12 +189,17 @@ TEST_F(RedisTlsTest, AServerThatAsksForACertificateGetsOurs) {
   EXPECT_TRUE(absl::StrContains(mixed.message(), "tls.key_file")) << mixed;
 }
 
-TEST_F(RedisTlsTest, AServerThatDoesNotSpeakTlsIsRefused) {
+TEST_F(RedisTlsTest, AServerThatDoesNotSpeakTlsIsNotTalkedTo) {
   RedisServer plain({.tcp = true});
   RedisBackendOptions options = Options("localhost");
   options.url = absl::StrCat("rediss://localhost:", plain.port());
   options.connect_timeout = absl::Seconds(1);
+  // It waits for more of what it takes for a command.
   EXPECT_EQ(ReasonOf(ConnectRedisBackend(options).status()), Reason::kBackendUnavailable);
+  GarbageServer answers("-ERR unknown command\r\n", true);
+  options.url = absl::StrCat("rediss://localhost:", answers.port());
+  const absl::Status refused = ConnectRedisBackend(options).status();
+  EXPECT_EQ(ReasonOf(refused), Reason::kBackendRefused) << refused;
 }
 
 }  // namespace
