@@ -41,6 +41,7 @@ constexpr std::array kReasons = {
     ReasonRow{Reason::kNotSupported, "NotSupported", absl::StatusCode::kUnimplemented},
     ReasonRow{Reason::kWouldBlock, "WouldBlock", absl::StatusCode::kFailedPrecondition},
     ReasonRow{Reason::kNotHeld, "NotHeld", absl::StatusCode::kFailedPrecondition},
+    ReasonRow{Reason::kException, "Exception", absl::StatusCode::kInternal},
 };
 
 const ReasonRow& RowOf(Reason reason) {

@@ -41,6 +41,7 @@ const std::vector<Row> kRows = {
     {Reason::kNotSupported, "NotSupported", absl::StatusCode::kUnimplemented},
     {Reason::kWouldBlock, "WouldBlock", absl::StatusCode::kFailedPrecondition},
     {Reason::kNotHeld, "NotHeld", absl::StatusCode::kFailedPrecondition},
+    {Reason::kException, "Exception", absl::StatusCode::kInternal},
 };
 
 TEST(LockErrorTest, EveryReasonHasItsNameAndCodeAndIsReadBack) {
@@ -54,8 +55,8 @@ TEST(LockErrorTest, EveryReasonHasItsNameAndCodeAndIsReadBack) {
     EXPECT_EQ(ReasonOf(status), row.reason) << row.name;
     EXPECT_TRUE(names.insert(row.name).second) << "a name twice: " << row.name;
   }
-  // kNotHeld is the last of the enumeration: none is missing above.
-  EXPECT_EQ(kRows.size(), static_cast<size_t>(Reason::kNotHeld));
+  // kException is the last of the enumeration: none is missing above.
+  EXPECT_EQ(kRows.size(), static_cast<size_t>(Reason::kException));
 }
 
 TEST(LockErrorTest, NoneIsOk) {
