@@ -78,13 +78,19 @@ struct AcquireOptions {
   // operation.
   absl::Duration acquire_timeout = absl::InfiniteDuration();
 
+  // How long the request goes on while the backend fails to answer (kBackendUnavailable,
+  // kBackendUnknown); not negative. It asks again after the pauses of its retry policy, but at most
+  // half of the time that is left, and ends with the backend's error when the first failure after
+  // this time comes; an answer ends the outage. Zero: the first failure decides. Infinite: as long
+  // as it may wait. `acquire_timeout` bounds it in any case.
+  absl::Duration outage_patience = absl::InfiniteDuration();
+
   // How often the backend may answer "denied" before the request fails; positive. The first answer
   // counts, and then each that its retry policy or an event asked for; being told again on coming,
   // or coming back, to the front of the queue does not, nor do polls of a reservation. With 1, a
   // request that would have to queue fails at once; one that may preempt the holder is not denied:
   // it reserves, and waits for the holder to yield (to wait for nothing, set `acquire_timeout` to
-  // zero, or use TryAcquire). Failures of the backend do not count either: the request ends with
-  // the sixth in a row, whatever this says.
+  // zero, or use TryAcquire). Failures of the backend do not count either, see `outage_patience`.
   int max_attempts = kUnlimited;
 
   // Go before those of the same priority that wait already, and so before whoever is behind them;

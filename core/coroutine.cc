@@ -18,6 +18,7 @@ AcquireOptions WithoutOwner(const CoAcquireOptions& from) {
           .max_hold = from.max_hold,
           .preemption_grace = from.preemption_grace,
           .acquire_timeout = from.acquire_timeout,
+          .outage_patience = from.outage_patience,
           .max_attempts = from.max_attempts,
           .skip_queue = from.skip_queue,
           .cancel = from.cancel.Copy(),

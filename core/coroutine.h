@@ -50,6 +50,7 @@
 #include "latchkey/core/clock.h"
 #include "latchkey/core/executor.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
@@ -100,6 +101,7 @@ struct CoAcquireOptions {
   absl::Duration max_hold = absl::InfiniteDuration();
   std::optional<absl::Duration> preemption_grace = std::nullopt;
   absl::Duration acquire_timeout = absl::InfiniteDuration();
+  absl::Duration outage_patience = absl::InfiniteDuration();
   int max_attempts = AcquireOptions::kUnlimited;
   bool skip_queue = false;
   Borrowed<std::stop_token> cancel = {};
@@ -206,12 +208,14 @@ struct ValueSuspension : Suspension, RefCounted<ValueSuspension<T>> {
   std::optional<T> value;
 };
 
-// Resumes on `executor`.
+// Resumes on `executor`. If that does not take it, this counts as dropped.
 template <typename T>
 void ResumeOn(Executor& executor, RefPtr<ValueSuspension<T>> suspension) {
-  executor.Execute([suspension = std::move(suspension)] {
-    CallbackScope scope;
-    suspension->Resume();
+  RunContained("Executor::Execute", "", [&] {
+    executor.Execute([suspension = std::move(suspension)] {
+      CallbackScope scope;
+      suspension->Resume();
+    });
   });
 }
 

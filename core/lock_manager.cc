@@ -10,6 +10,7 @@
 
 #include "absl/base/no_destructor.h"
 #include "absl/strings/str_cat.h"
+#include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/lock_set_rep.h"
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/internal/run_state.h"
@@ -24,12 +25,22 @@ absl::StatusOr<LockManager> LockManager::Create(std::shared_ptr<LockingProtocol>
     return MakeError(Reason::kInvalidArgument, "backend must not be null, but is null");
   }
   const BackendCapabilities& capabilities = backend->capabilities();
-  if (options.queue != nullptr && options.queue->AllowsBarging() && !capabilities.barging) {
+  internal::QueueTraits queue;
+  if (options.queue != nullptr) {
+    absl::Status thrown = internal::StatusOfContained(
+        "QueuePolicy::AllowsBarging", "", [&] { queue.barging = options.queue->AllowsBarging(); });
+    if (!thrown.ok()) return thrown;
+    thrown = internal::StatusOfContained("QueuePolicy::RanksByPriority", "", [&] {
+      queue.by_priority = options.queue->RanksByPriority();
+    });
+    if (!thrown.ok()) return thrown;
+  }
+  if (queue.barging && !capabilities.barging) {
     return MakeError(Reason::kNotSupported,
                      absl::StrCat("backend '", capabilities.name,
                                   "' cannot honour a queue policy that allows barging"));
   }
-  return LockManager(new internal::ManagerCore(std::move(backend), std::move(options)));
+  return LockManager(new internal::ManagerCore(std::move(backend), std::move(options), queue));
 }
 
 LockManager::LockManager(LockManager&& other) noexcept

@@ -107,7 +107,7 @@ enum class LockOrder {
 class LockManager {
  public:
   // Errors: kInvalidArgument (a null backend), kUnimplemented (a queue policy that allows barging
-  // on a backend that cannot).
+  // on a backend that cannot), kInternal (a queue policy that throws).
   static absl::StatusOr<LockManager> Create(std::shared_ptr<LockingProtocol> backend,
                                             LockManagerOptions options = {});
 
@@ -122,9 +122,9 @@ class LockManager {
   absl::StatusOr<Lock> Acquire(ResourceName resource);  // With default options.
 
   // Takes the lock if that needs no waiting and nobody has to yield; else kUnavailable
-  // (kHeldByOther). It may wait for one answer of the backend; inside a callback of the library it
-  // works if the backend answers at once. `acquire_timeout`, `max_attempts` and `skip_queue` play
-  // no part.
+  // (kHeldByOther). It may wait for one answer of the backend, which `cancel` ends; inside a
+  // callback of the library it works if the backend answers at once. `acquire_timeout`,
+  // `outage_patience`, `max_attempts` and `skip_queue` play no part.
   absl::StatusOr<Lock> TryAcquire(ResourceName resource, const AcquireOptions& options = {});
 
   // Calls `done` exactly once on the executor, with the lock or the reason why not; possibly before
@@ -138,9 +138,10 @@ class LockManager {
   // asked for anew. With an empty list nothing is looked at: invalid options and a `cancel` that
   // was requested to stop make no error.
   //
-  // The timeout is one over all. An attempt, as in `max_attempts`, is a round in which some member
-  // was not to be had even by preemption. Leases count from the moment when the set is complete,
-  // as far as `max_hold` allows. Errors: as Acquire.
+  // The timeout, and the patience with a backend that fails, are one over all. An attempt, as in
+  // `max_attempts`, is a round in which some member was not to be had even by preemption. Leases
+  // count from the moment when the set is complete, as far as `max_hold` allows. Errors: as
+  // Acquire.
   absl::StatusOr<LockSet> AcquireAll(std::initializer_list<std::string_view> resources,
                                      const AcquireOptions& options = {},
                                      LockOrder order = LockOrder::kSorted);
@@ -148,9 +149,9 @@ class LockManager {
                                      const AcquireOptions& options = {},
                                      LockOrder order = LockOrder::kSorted);
 
-  // The same with an owner, a priority and options for each member. Of timeouts and attempts the
-  // smallest counts, and any `cancel` cancels all. Of duplicates the first counts, with the highest
-  // priority, and preemptible only if all are.
+  // The same with an owner, a priority and options for each member. Of timeouts, patience and
+  // attempts the smallest counts, and any `cancel` cancels all. Of duplicates the first counts,
+  // with the highest priority, and preemptible only if all are.
   absl::StatusOr<LockSet> AcquireAll(absl::Span<const LockRequest> requests,
                                      LockOrder order = LockOrder::kSorted);
 

@@ -12,6 +12,8 @@
 #include "latchkey/core/blocked_thread.h"
 #include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/contain.h"
+#include "latchkey/core/internal/contained_observer.h"
 #include "latchkey/core/internal/set_request.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/scoped_owner.h"
@@ -49,9 +51,17 @@ absl::Status InvalidField(std::string_view resource, std::string_view field, std
                                 ResourceForMessage(resource), ")"));
 }
 
-// What the backend said, about this resource.
-absl::Status BackendRefused(std::string_view resource, const absl::Status& why) {
+// What the backend, or a policy, said about this resource.
+absl::Status CouldNotLock(std::string_view resource, const absl::Status& why) {
   return WithContext(absl::StrCat("could not lock ", ResourceForMessage(resource)), why);
+}
+
+constexpr std::string_view kNotAnswered =
+    "; an attempt is not answered yet, and what it obtains is given back";
+
+absl::Status CancelledError(std::string_view resource, std::string_view detail = {}) {
+  return MakeError(Reason::kCancelled, absl::StrCat("locking ", ResourceForMessage(resource),
+                                                    " was cancelled by the caller", detail));
 }
 
 uint64_t RandomSeed(uint64_t wanted) {
@@ -103,6 +113,7 @@ Waiter::Waiter(CoreShard* in_shard, const ResourceName& name, std::string_view w
       owner(who),
       plan(from),
       acquire_timeout(options.acquire_timeout),
+      outage_patience(options.outage_patience),
       max_attempts(options.max_attempts),
       retry(options.retry),
       admission(options.admission),
@@ -120,7 +131,8 @@ void Waiter::StopFn::operator()() const {
 
 // ---- Construction ----
 
-ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOptions options)
+ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOptions options,
+                         const QueueTraits& queue)
     : backend_(std::move(backend)),
       capabilities_(backend_->capabilities()),
       options_([&options] {
@@ -129,13 +141,17 @@ ManagerCore::ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOp
         if (options.retry == nullptr) options.retry = ExponentialBackoff();
         return std::move(options);
       }()),
+      observer_(options_.observer == nullptr
+                    ? nullptr
+                    : std::make_shared<ContainedObserver>(options_.observer)),
       clock_(options_.clock != nullptr ? *options_.clock : RealClock()),
       executor_(options_.executor != nullptr ? *options_.executor : InlineExecutor()),
       inline_executor_(&executor_ == &InlineExecutor()),
-      barging_(options_.queue->AllowsBarging()),
-      backend_keeps_order_(capabilities_.keeps_order && options_.queue->RanksByPriority()),
+      barging_(queue.barging),
+      by_priority_(queue.by_priority),
+      backend_keeps_order_(capabilities_.keeps_order && by_priority_),
       graph_(options_.detect_deadlocks ? WaitGraph::Of(backend_.get()) : nullptr),
-      plain_manager_(options_.preemption == nullptr && options_.observer == nullptr &&
+      plain_manager_(options_.preemption == nullptr && observer_ == nullptr &&
                      capabilities_.infinite_lease && capabilities_.hint_identifies_hold &&
                      capabilities_.answers_at_once && capabilities_.inspect),
       random_state_(RandomSeed(options_.random_seed)) {
@@ -212,6 +228,7 @@ absl::Status ManagerCore::CheckOptions(const ResourceName& resource,
     if (!bad.ok()) return bad;
   }
   if (auto bad = not_negative("acquire_timeout", options.acquire_timeout); !bad.ok()) return bad;
+  if (auto bad = not_negative("outage_patience", options.outage_patience); !bad.ok()) return bad;
   if (options.max_attempts < 1) {
     return InvalidField(resource, "max_attempts", "be positive",
                         absl::StrCat(options.max_attempts));
@@ -257,7 +274,10 @@ absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOp
   if (policy == nullptr) {
     plan.reserve_below = std::numeric_limits<Priority>::max();
   } else {
-    const PreemptionDecision decision = policy->Decide(plan.priority);
+    PreemptionDecision decision;
+    absl::Status thrown = StatusOfContained("PreemptionPolicy::Decide", "",
+                                            [&] { decision = policy->Decide(plan.priority); });
+    if (!thrown.ok()) return CouldNotLock(resource, thrown);
     plan.reserve_below = decision.reserve_below;
     if (decision.grace != absl::InfiniteDuration()) {
       plan.grace = std::max(decision.grace, absl::ZeroDuration());
@@ -328,7 +348,7 @@ void ManagerCore::YieldToQueue(CoreShard& shard, const ResourceName& resource,
 }
 
 bool ManagerCore::NeedsHold(const Plan& plan) const {
-  return plan.lease != absl::InfiniteDuration() || options_.observer != nullptr ||
+  return plan.lease != absl::InfiniteDuration() || observer_ != nullptr ||
          !capabilities_.hint_identifies_hold || !capabilities_.answers_at_once ||
          !capabilities_.inspect;
 }
@@ -342,6 +362,16 @@ absl::Duration ManagerCore::TimeOf(absl::Duration lease) const {
 absl::Time ManagerCore::ValidUntil(absl::Time sent, absl::Duration remaining) const {
   if (remaining == absl::InfiniteDuration()) return absl::InfiniteFuture();
   return sent + TimeOf(remaining);
+}
+
+absl::StatusOr<absl::Duration> ManagerCore::RetryDelay(const RetryPolicy* policy,
+                                                       const RetryContext& context) const {
+  const RetryPolicy& retry = policy != nullptr ? *policy : *options_.retry;
+  absl::Duration delay;
+  absl::Status thrown =
+      StatusOfContained("RetryPolicy::Delay", "", [&] { delay = retry.Delay(context); });
+  if (!thrown.ok()) return thrown;
+  return std::max(delay, kShortestRetryDelay);
 }
 
 double ManagerCore::Random() {
@@ -379,7 +409,7 @@ Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, Acquis
     if (plan.lease == absl::InfiniteDuration()) terms.lease = remaining;
   }
   if (plan.max_hold != absl::InfiniteDuration()) terms.hold_end = sent + plan.max_hold;
-  if (options_.observer != nullptr) terms.acquired = clock_.Now();
+  if (observer_ != nullptr) terms.acquired = clock_.Now();
   auto* const hold = new Hold(&shard, std::move(terms));
   hold->Start();
   return Lock(hold);
@@ -441,14 +471,13 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
         lock = AskPlainly(shard, resource, id, options, options.owner, other);
         if (other == nullptr) return lock;
       }
-      if (!other->ok()) return BackendRefused(resource, other->status());
       Plan plan;
       if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
-      if ((*other)->token != 0) {
+      if (other->ok() && (*other)->token != 0) {
         shard.Ref();
         return Granted(shard, resource, id, plan, kUntimed, Grant(**other));
       }
-      return AcquireSlowly(shard, resource, plan, options, id, *std::move(*other), kUntimed);
+      return AcquireSlowly(shard, resource, plan, options, id, std::move(*other), kUntimed);
     }
   }
   return AcquireGenerally(resource, options);
@@ -465,7 +494,7 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
   CoreShard& shard = ShardOf(resource);
   shard.Ref();
   const AcquisitionId id = AcquisitionId::Next();
-  std::optional<ObtainReply> first;
+  std::optional<absl::StatusOr<ObtainReply>> first;
   absl::Time asked_at;
   if (ABSL_PREDICT_TRUE(capabilities_.answers_at_once) &&
       (GoesDirectly(plan, options) || !SomebodyWaits(shard, resource)) &&
@@ -474,19 +503,13 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
     ObtainRequest request = RequestOf(resource, id, plan);
     YieldToQueue(shard, resource, request);
     absl::StatusOr<ObtainReply> answer = AskNow(request);
-    if (ABSL_PREDICT_FALSE(!answer.ok())) {
-      absl::Status refused = BackendRefused(resource, answer.status());
-      NoteDenied(resource, plan, refused);
-      shard.Unref();
-      return refused;
-    }
-    if (ABSL_PREDICT_TRUE(answer->token != 0)) {
+    if (ABSL_PREDICT_TRUE(answer.ok() && answer->token != 0)) {
       if (Observer* const seen = observer()) {
         seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
       }
       return Granted(shard, resource, id, plan, asked_at, Grant(*answer));
     }
-    first = *std::move(answer);
+    first = std::move(answer);
   }
   absl::StatusOr<Lock> lock =
       AcquireSlowly(shard, resource, plan, options, id, std::move(first), asked_at);
@@ -496,7 +519,8 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
 
 absl::StatusOr<Lock> ManagerCore::AcquireSlowly(CoreShard& shard, const ResourceName& resource,
                                                 const Plan& plan, const AcquireOptions& options,
-                                                AcquisitionId id, std::optional<ObtainReply> first,
+                                                AcquisitionId id,
+                                                std::optional<absl::StatusOr<ObtainReply>> first,
                                                 absl::Time asked_at) {
   Blocker blocker;
   std::optional<BlockedThread> fetcher;
@@ -535,9 +559,8 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
       std::unique_ptr<absl::StatusOr<ObtainReply>> other;
       Lock lock = AskPlainly(shard, resource, attempt.id, options, owner, other);
       if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
-      if (!other->ok()) return BackendRefused(resource, other->status());
-      if ((*other)->token == 0) {
-        attempt.first = *std::move(*other);
+      if (!other->ok() || (*other)->token == 0) {
+        attempt.first = std::move(*other);
         return std::nullopt;
       }
       shard.Ref();
@@ -555,13 +578,8 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
   ObtainRequest request = RequestOf(resource, attempt.id, plan);
   YieldToQueue(shard, resource, request);
   absl::StatusOr<ObtainReply> answer = AskNow(request);
-  if (!answer.ok()) {
-    absl::Status refused = BackendRefused(resource, answer.status());
-    NoteDenied(resource, plan, refused);
-    return refused;
-  }
-  if (answer->token == 0) {
-    attempt.first = *std::move(answer);
+  if (!answer.ok() || answer->token == 0) {
+    attempt.first = std::move(answer);
     return std::nullopt;
   }
   if (Observer* const seen = observer()) {
@@ -615,10 +633,7 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
   if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
   plan.reserve_below.reset();
   plan.grace.reset();
-  if (options.cancel.stop_requested()) {
-    return MakeError(Reason::kCancelled, absl::StrCat("locking ", ResourceForMessage(resource),
-                                                      " was cancelled by the caller"));
-  }
+  if (options.cancel.stop_requested()) return CancelledError(resource);
   CoreShard& shard = ShardOf(resource);
   const AcquisitionId id = AcquisitionId::Next();
   const absl::Time asked_at =
@@ -631,6 +646,13 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
     absl::Mutex mu;
     std::optional<absl::StatusOr<ObtainReply>> answer ABSL_GUARDED_BY(mu);
     bool abandoned ABSL_GUARDED_BY(mu) = false;
+
+    // False: the answer is there. After true, it is given back when it comes.
+    bool Abandon() {
+      absl::MutexLock lock(&mu);
+      abandoned = !answer.has_value();
+      return abandoned;
+    }
   };
   const auto shared = RefPtr<Shared>::Adopt(new Shared);
   std::optional<BlockedThread> fetcher;
@@ -646,30 +668,42 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
         return;
       }
     }
-    if (!reply.ok() || reply->token != 0) {
+    if (reply.ok() ? reply->token != 0 : MayHaveBeenDone(reply.status())) {
       backend->Release({ResourceName(name), id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
     }
   });
   if (!shared->blocker.IsReady()) {
     if (fetcher) {
+      const auto give_up = [&shared] {
+        if (shared->Abandon()) shared->blocker.SetReady();
+      };
+      std::optional<std::stop_callback<decltype(give_up)>> on_cancel;
+      if (options.cancel.stop_possible()) on_cancel.emplace(options.cancel, give_up);
       fetcher->Await(shared->blocker);
       shared->blocker.Wait();
-    } else {
-      absl::MutexLock lock(&shared->mu);
-      shared->abandoned = !shared->answer.has_value();
-      if (shared->abandoned) return WouldBlockError("TryAcquire()", ResourceForMessage(resource));
+    } else if (shared->Abandon()) {
+      return WouldBlockError("TryAcquire()", ResourceForMessage(resource));
     }
   }
   absl::StatusOr<ObtainReply> answer = absl::StatusOr<ObtainReply>(ObtainReply());
+  bool cancelled;
   {
     absl::MutexLock lock(&shared->mu);
-    answer = *std::move(shared->answer);
+    cancelled = shared->abandoned;
+    if (!cancelled) answer = *std::move(shared->answer);
+  }
+  if (cancelled) {
+    // Where it follows the question, it need not wait for the answer.
+    backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
+    absl::Status error = CancelledError(resource, kNotAnswered);
+    NoteDenied(resource, plan, error);
+    return error;
   }
   if (!answer.ok()) {
-    if (ReasonOf(answer.status()) == Reason::kBackendUnknown) {
+    if (MayHaveBeenDone(answer.status())) {
       backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
     }
-    absl::Status refused = BackendRefused(resource, answer.status());
+    absl::Status refused = CouldNotLock(resource, answer.status());
     NoteDenied(resource, plan, refused);
     return refused;
   }
@@ -732,10 +766,10 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
           absl::Status held = HeldByOther(resource, *answer);
           done(std::move(held), *std::move(answer));
         } else {
-          if (ReasonOf(answer.status()) == Reason::kBackendUnknown) {
+          if (MayHaveBeenDone(answer.status())) {
             backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
           }
-          done(BackendRefused(resource, answer.status()), std::nullopt);
+          done(CouldNotLock(resource, answer.status()), std::nullopt);
         }
         shard.Unref();
       });
@@ -783,19 +817,22 @@ void ManagerCore::RemoveSetRequest(SetRequest* request) {
 // ---- Waiting ----
 
 void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& options,
-                          std::optional<ObtainReply> first) {
+                          std::optional<absl::StatusOr<ObtainReply>> first) {
   Waiter& w = *waiter;
   CoreShard& shard = *w.shard;
   Observer* const seen = observer();
   // Before it can be found by anybody: the callback may run at once.
   if (options.cancel.stop_possible()) w.stop.emplace(options.cancel, Waiter::StopFn{&w});
-  const bool by_priority = options_.queue->RanksByPriority();
   const bool has_timeout =
       w.acquire_timeout > absl::ZeroDuration() && w.acquire_timeout != absl::InfiniteDuration();
   const bool asks = !first && !capabilities_.answers_at_once;
+  const bool failed = first && !first->ok();
+  ObtainReply* const reply = first && !failed ? &**first : nullptr;
   // What else looks at this moment is for people.
-  const bool exact = has_timeout || !by_priority || w.blocker != nullptr || seen != nullptr;
+  const bool exact = has_timeout || failed || w.outage_patience != absl::InfiniteDuration() ||
+                     !by_priority_ || w.blocker != nullptr || seen != nullptr;
   w.enqueued = exact ? clock_.Now() : clock_.CoarseNow();
+  const absl::StatusOr<absl::int128> rank = RankOf(w);
   QueueChange change;
   absl::Status refused;
 
@@ -803,33 +840,41 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
   w.shard->mu.AssertHeld();  // The same, for the thread annotations.
   WaitQueue* known = FindQueue(shard, w.resource);
   if (known == nullptr) {
-    known = (shard.queues[w.resource.bytes()] = std::make_unique<WaitQueue>(by_priority)).get();
+    known = (shard.queues[w.resource.bytes()] = std::make_unique<WaitQueue>(by_priority_)).get();
   }
   WaitQueue& queue = *known;
-  const bool joins = asks && (queue.pending() == 0 || GoesDirectly(w.plan, options));
+  const bool joins = failed || (asks && (queue.pending() == 0 || GoesDirectly(w.plan, options)));
+  const auto refuse = [&](Reason reason) {
+    if (failed) NoteFailure(w, first->status());
+    return GiveUpError(w, queue, reason);
+  };
 
-  if (first && first->token == 0) {
+  if (reply != nullptr && reply->token == 0) {
     w.other_known = true;
-    w.other_owner = first->other_owner;
-    w.other_priority = first->other_priority;
+    w.other_owner = reply->other_owner;
+    w.other_priority = reply->other_priority;
   }
 
   if (options.cancel.stop_requested()) {
-    refused = GiveUpError(w, queue, Reason::kCancelled);
+    refused = refuse(Reason::kCancelled);
   } else if (shut_down_.load()) {
-    refused = GiveUpError(w, queue, Reason::kShutdown);
-  } else if (w.max_attempts == 1 && first && first->outcome == ObtainOutcome::kDenied) {
-    refused = GiveUpError(w, queue, Reason::kAttemptsExhausted);
-  } else if (w.acquire_timeout == absl::ZeroDuration() && first && first->token == 0) {
-    refused = GiveUpError(w, queue, Reason::kAcquireTimeout);
+    refused = refuse(Reason::kShutdown);
+  } else if (w.max_attempts == 1 && reply != nullptr && reply->outcome == ObtainOutcome::kDenied) {
+    refused = refuse(Reason::kAttemptsExhausted);
+  } else if (w.acquire_timeout == absl::ZeroDuration() && reply != nullptr && reply->token == 0) {
+    refused = refuse(Reason::kAcquireTimeout);
+  } else if (!rank.ok()) {
+    if (failed) NoteFailure(w, first->status());
+    refused = PolicyError(w, rank.status());
   } else if (!joins && !(refused = Admit(queue, w)).ok()) {
     // Nothing changes for it.
   } else {
     w.queue = &queue;
     w.came_after = queue.questions;
     w.Ref();  // The queue's.
-    queue.order.Insert(w, RankOf(w, queue, options.skip_queue), options.skip_queue);
-    if (!by_priority) {
+    queue.order.Insert(w, options.skip_queue ? RankToSkip(w, queue, *rank) : *rank,
+                       options.skip_queue);
+    if (!by_priority_) {
       queue.priorities.Insert(w, -absl::int128(w.plan.priority), options.skip_queue);
     }
     if (w.plan.reserve_below) ++queue.may_preempt;
@@ -838,7 +883,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     if (joins) {
       w.joining = true;
       ++queue.joining;
-      AskAlone(w);
+      if (asks) AskAlone(w);
     } else {
       pending_.fetch_add(1, std::memory_order_relaxed);
       change = ChangeOf(queue);
@@ -846,7 +891,9 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
       // Its owner may hold the lock, or wait in a circle: it needs to know.
       if (asks && !w.owner.empty()) queue.look_after = queue.questions;
     }
-    if (first) {
+    if (failed) {
+      HandleFirstAnswer(w, *std::move(first));
+    } else if (first) {
       HandleAnswer(w, *std::move(first));
     }
     // Without time to wait, the first answer decides.
@@ -858,7 +905,8 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
   }
   if (!refused.ok()) {
     w.outcome = std::move(refused);
-    w.withdraw = first && first->outcome == ObtainOutcome::kReserved;
+    w.withdraw =
+        w.maybe_obtained() || (reply != nullptr && reply->outcome == ObtainOutcome::kReserved);
     queue.finished.push_back(waiter);
   }
   const bool suspects = graph_ != nullptr && graph_->HasSuspects();
@@ -873,7 +921,7 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
 }
 
 ManagerCore::QueueChange ManagerCore::ChangeOf(WaitQueue& queue) {
-  if (options_.observer == nullptr) return {};
+  if (observer_ == nullptr) return {};
   const int64_t length = queue.pending();
   return {length, length - std::exchange(queue.told_pending, length)};
 }
@@ -882,17 +930,24 @@ void ManagerCore::Tell(const ResourceName& resource, const QueueChange& change) 
   if (change.by != 0) observer()->OnQueueLength(resource.bytes(), change.length, change.by);
 }
 
-absl::int128 ManagerCore::RankOf(const Waiter& waiter, const WaitQueue& queue,
-                                 bool skip_queue) const {
-  const Priority priority = waiter.plan.priority;
-  absl::int128 rank = options_.queue->Rank({.priority = priority, .enqueued = waiter.enqueued});
-  if (skip_queue && !queue.ranked_by_priority) {
-    queue.order.ForEach([&](const Waiter& other) {
-      if (other.plan.priority != priority) return true;
-      rank = std::min(rank, other.in_order.rank);
-      return false;
-    });
-  }
+absl::StatusOr<absl::int128> ManagerCore::RankOf(const Waiter& waiter) const {
+  absl::int128 rank;
+  absl::Status thrown = StatusOfContained("QueuePolicy::Rank", "", [&] {
+    rank = options_.queue->Rank({.priority = waiter.plan.priority, .enqueued = waiter.enqueued});
+  });
+  if (!thrown.ok()) return thrown;
+  return rank;
+}
+
+absl::int128 ManagerCore::RankToSkip(const Waiter& waiter, const WaitQueue& queue,
+                                     absl::int128 own) {
+  if (queue.ranked_by_priority) return own;
+  absl::int128 rank = own;
+  queue.order.ForEach([&](const Waiter& other) {
+    if (other.plan.priority != waiter.plan.priority) return true;
+    rank = std::min(own, other.in_order.rank);
+    return false;
+  });
   return rank;
 }
 
@@ -904,19 +959,26 @@ absl::Status ManagerCore::Admit(WaitQueue& queue, const Waiter& waiter) {
                            .pending_in_total = pending_.load(std::memory_order_relaxed)};
   Waiter* const lowest = queue.least_urgent();
   if (lowest != nullptr) context.lowest_pending_priority = lowest->plan.priority;
-  const Admission admission = policy.Decide(context);
-  if (admission == Admission::kReject) {
-    return GiveUpError(waiter, queue, Reason::kTooManyPending,
-                       absl::StrCat(" (", policy.Explain(context), ")"));
+  Admission admission = Admission::kAdmit;
+  std::string explained;
+  absl::Status thrown =
+      StatusOfContained("AdmissionPolicy::Decide", "", [&] { admission = policy.Decide(context); });
+  const bool sheds = admission == Admission::kShedLowest && lowest != nullptr;
+  if (thrown.ok() && (sheds || admission == Admission::kReject)) {
+    thrown = StatusOfContained("AdmissionPolicy::Explain", "",
+                               [&] { explained = policy.Explain(context); });
   }
-  if (admission == Admission::kShedLowest && lowest != nullptr) {
+  if (!thrown.ok()) return PolicyError(waiter, thrown);
+  if (admission == Admission::kReject) {
+    return GiveUpError(waiter, queue, Reason::kTooManyPending, absl::StrCat(" (", explained, ")"));
+  }
+  if (sheds) {
     lowest->shard->mu.AssertHeld();
-    Finish(
-        *lowest,
-        GiveUpError(*lowest, queue, Reason::kTooManyPending,
-                    absl::StrCat(" (", policy.Explain(context),
-                                 "), and it was shed for one of priority ", waiter.plan.priority)),
-        MayHaveLeftSomething(*lowest));
+    Finish(*lowest,
+           GiveUpError(*lowest, queue, Reason::kTooManyPending,
+                       absl::StrCat(" (", explained, "), and it was shed for one of priority ",
+                                    waiter.plan.priority)),
+           MayHaveLeftSomething(*lowest));
   }
   return absl::OkStatus();
 }
@@ -957,7 +1019,12 @@ void ManagerCore::GiveUp(Waiter& waiter, Reason reason) {
     absl::MutexLock lock(&shard.mu);
     waiter.shard->mu.AssertHeld();
     if (waiter.queue == nullptr) return;
-    Finish(waiter, GiveUpError(waiter, *waiter.queue, reason), MayHaveLeftSomething(waiter));
+    // A backend that has failed all the time is the reason, not the limit on that time.
+    const bool outage = reason == Reason::kAcquireTimeout && waiter.failing() &&
+                        waiter.outage->since() <= waiter.enqueued;
+    if (outage && waiter.asking) waiter.outage->NoteUnanswered();
+    Finish(waiter, outage ? OutageError(waiter) : GiveUpError(waiter, *waiter.queue, reason),
+           MayHaveLeftSomething(waiter));
   }
   Pump(shard, waiter.resource);
 }
@@ -965,7 +1032,7 @@ void ManagerCore::GiveUp(Waiter& waiter, Reason reason) {
 // Events may come late, so only its answers say whether it never was the successor. Where the
 // backend keeps order it may have been woken, and be the successor without having asked.
 bool ManagerCore::MayHaveLeftSomething(const Waiter& waiter) const {
-  return waiter.ever_reserved || waiter.maybe_obtained || !capabilities_.answers_at_once;
+  return waiter.ever_reserved || waiter.maybe_obtained() || !capabilities_.answers_at_once;
 }
 
 std::string ManagerCore::HolderForMessage(const Waiter& waiter) {
@@ -973,6 +1040,29 @@ std::string ManagerCore::HolderForMessage(const Waiter& waiter) {
   if (!waiter.other_known) return "";
   return absl::StrCat(" is held by ", OwnerForMessage(waiter.other_owner), " with priority ",
                       waiter.other_priority, waiter.reserved ? ", which was asked to yield" : "");
+}
+
+std::optional<Outage> ManagerCore::OutageOf(const Waiter& waiter) {
+  absl::MutexLock lock(&waiter.shard->mu);
+  std::optional<Outage> outage;
+  if (waiter.outage != nullptr) outage = *waiter.outage;
+  if (waiter.asking) {
+    if (!outage) outage.emplace();
+    outage->NoteUnanswered();
+  }
+  return outage;
+}
+
+absl::Status ManagerCore::OutageError(const Waiter& waiter) const {
+  return CouldNotLock(waiter.resource, waiter.outage->Error(clock_.Now()));
+}
+
+absl::Status ManagerCore::PolicyError(const Waiter& waiter, const absl::Status& thrown) const {
+  const std::string trouble =
+      waiter.outage == nullptr ? "" : waiter.outage->ForMessage(clock_.Now());
+  return MakeError(ReasonOf(thrown),
+                   absl::StrCat("could not lock ", ResourceForMessage(waiter.resource), ": ",
+                                thrown.message(), trouble));
 }
 
 absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& queue, Reason reason,
@@ -988,9 +1078,11 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
   absl::StrAppend(&message, detail);
   // Whoever stands behind others in the queue never asked; those before it did.
   const Waiter* informed = waiter.other_known ? &waiter : nullptr;
+  const Outage* outage = waiter.outage.get();
   for (const RefPtr<Waiter>& other : queue.registered) {
-    if (informed == nullptr && other->queue != nullptr && other->other_known)
-      informed = other.get();
+    if (other->queue == nullptr) continue;
+    if (informed == nullptr && other->other_known) informed = other.get();
+    if (outage == nullptr && other->failing()) outage = other->outage.get();
   }
   if (reason == Reason::kDeadlock) {
     absl::StrAppend(&message, ": ", waiter.circle);
@@ -999,6 +1091,8 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
                     " with priority ", informed->other_priority);
     if (informed->reserved) absl::StrAppend(&message, ", which was asked to yield");
   }
+  if (outage != nullptr) absl::StrAppend(&message, outage->ForMessage(clock_.Now()));
+  if (waiter.asking) absl::StrAppend(&message, kNotAnswered);
   return MakeError(reason, message);
 }
 
@@ -1264,6 +1358,8 @@ void ManagerCore::PumpAndUnlock(CoreShard& shard, const ResourceName& resource,
     if (retire) {
       Subscription subscription = std::move(retire->subscription);
       const Clock::TimerId poll = std::exchange(retire->poll_timer, 0);
+      // It does not ask until it comes back.
+      if (retire->outage != nullptr) retire->outage->EndRow();
       shard.mu.Unlock();
       if (poll != 0) clock_.Cancel(poll);
       subscription.Reset();
@@ -1361,7 +1457,7 @@ void ManagerCore::LookAgain(WaitQueue& queue) {
     waiter->shard->mu.AssertHeld();
     if (waiter->queue == nullptr) continue;
     // After a failure it asks again in due time.
-    if (waiter->ask_due || waiter->failures > 0 ||
+    if (waiter->ask_due || waiter->failing() ||
         (waiter->asking && waiter->question > queue.look_after)) {
       return;
     }
@@ -1427,7 +1523,8 @@ bool ManagerCore::TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answe
   waiter.asking = false;
   if (waiter.queue == nullptr) {
     // It gave up meanwhile; the answer says what is left behind.
-    return !answer.ok() || answer->outcome != ObtainOutcome::kDenied;
+    return answer.ok() ? answer->outcome != ObtainOutcome::kDenied
+                       : MayHaveBeenDone(answer.status());
   }
   if (waiter.joining) {
     HandleFirstAnswer(waiter, std::move(answer));
@@ -1467,32 +1564,12 @@ bool ManagerCore::Join(Waiter& waiter, bool withdraw) {
 
 void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
   if (!answer.ok()) {
-    const Reason reason = ReasonOf(answer.status());
-    const bool passing = reason == Reason::kBackendUnavailable || reason == Reason::kBackendUnknown;
-    waiter.maybe_obtained |= reason == Reason::kBackendUnknown;
-    ++waiter.failures;
-    // The first answer that fails is reported at once. Later ones may pass: asking again is
-    // idempotent, and settles what an unknown outcome left open.
-    const bool first = waiter.attempts == 0 && !waiter.reserved;
-    if (!passing || waiter.failures > kMostFailures ||
-        (first && reason == Reason::kBackendUnavailable) ||
-        waiter.acquire_timeout == absl::ZeroDuration()) {
-      Finish(waiter, BackendRefused(waiter.resource, answer.status()),
-             waiter.reserved || waiter.maybe_obtained);
-      return;
-    }
-    const absl::Duration delay =
-        RetryDelay(waiter.retry.get(), {.attempts = waiter.failures, .random = Random()});
-    if (delay == absl::InfiniteDuration()) {
-      Finish(waiter, BackendRefused(waiter.resource, answer.status()), true);
-    } else {
-      PollAt(waiter, clock_.Now() + delay);
-    }
+    HandleFailure(waiter, answer.status());
     return;
   }
-  const int failures = std::exchange(waiter.failures, 0);
-  waiter.maybe_obtained = false;
-  if (answer->token == 0 && !options_.queue->RanksByPriority()) {
+  // It settles what became of all attempts before, which had the same id.
+  std::unique_ptr<Outage> outage = std::move(waiter.outage);
+  if (answer->token == 0 && !by_priority_) {
     waiter.queue->holder_priority = answer->other_priority;
   }
   switch (answer->outcome) {
@@ -1508,14 +1585,14 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
       if (until != absl::InfiniteFuture() && until <= clock_.Now()) {
         // The answer took as long as the lease: whatever it says is over. Asking again is
         // idempotent, but may go on like this for ever.
-        waiter.failures = failures;
-        HandleAnswer(waiter,
-                     BackendUnknownError(absl::StrCat(
-                         "backend '", capabilities_.name, "' took longer than the lease of ",
-                         absl::FormatDuration(answer->remaining), " to grant it")));
+        waiter.outage = std::move(outage);
+        HandleFailure(waiter,
+                      BackendUnknownError(absl::StrCat(
+                          "backend '", capabilities_.name, "' took longer than the lease of ",
+                          absl::FormatDuration(answer->remaining), " to grant it")));
         return;
       }
-      if (!options_.queue->RanksByPriority()) waiter.queue->holder_priority = waiter.plan.priority;
+      if (!by_priority_) waiter.queue->holder_priority = waiter.plan.priority;
       waiter.grant = Grant(*answer);
       Finish(waiter, absl::OkStatus(), false);
       return;
@@ -1573,13 +1650,51 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
       NoteLook(waiter);
       // One that is not registered asks when its turn comes.
       if (capabilities_.reliable_events || !waiter.registered) return;
-      const absl::Duration delay = RetryDelay(
+      const absl::StatusOr<absl::Duration> delay = RetryDelay(
           waiter.retry.get(),
           {.attempts = waiter.attempts, .remaining_lease = answer->remaining, .random = Random()});
-      PollAt(waiter, clock_.Now() + delay);
+      if (delay.ok()) {
+        PollAt(waiter, clock_.Now() + *delay);
+      } else {
+        Finish(waiter, PolicyError(waiter, delay.status()), MayHaveLeftSomething(waiter));
+      }
       return;
     }
   }
+}
+
+void ManagerCore::NoteFailure(Waiter& waiter, const absl::Status& failure) {
+  if (waiter.outage == nullptr) waiter.outage = std::make_unique<Outage>();
+  // One that has had no answer yet has asked since it came.
+  absl::Time began = waiter.joining || waiter.queue == nullptr ? waiter.enqueued : waiter.asked_at;
+  if (began == kUntimed) began = clock_.Now();
+  waiter.outage->Note(failure, began);
+}
+
+void ManagerCore::HandleFailure(Waiter& waiter, const absl::Status& failure) {
+  NoteFailure(waiter, failure);
+  const absl::Time now = clock_.Now();
+  const absl::Time patient_until = waiter.outage->since() + waiter.outage_patience;
+  // It may pass: asking again is idempotent, and settles what an unknown outcome left open.
+  const bool again =
+      MayPass(failure) && waiter.acquire_timeout > absl::ZeroDuration() && now < patient_until;
+  absl::StatusOr<absl::Duration> delay = absl::InfiniteDuration();
+  if (again) {
+    delay =
+        RetryDelay(waiter.retry.get(), {.attempts = waiter.outage->failures(), .random = Random()});
+  }
+  if (!delay.ok() || *delay == absl::InfiniteDuration()) {
+    // One that is registered may have been woken, too.
+    const bool withdraw = waiter.registered ? MayHaveLeftSomething(waiter)
+                                            : waiter.ever_reserved || waiter.maybe_obtained();
+    Finish(waiter, delay.ok() ? OutageError(waiter) : PolicyError(waiter, delay.status()),
+           withdraw);
+    return;
+  }
+  // No more than half of the time that it has left, so that it asks in time when the outage is over
+  // before that.
+  const absl::Time last = std::min(patient_until, waiter.enqueued + waiter.acquire_timeout);
+  PollAt(waiter, now + std::max(std::min(*delay, (last - now) / 2), kShortestRetryDelay));
 }
 
 absl::Duration ManagerCore::ReservationLease(const Waiter& waiter, absl::Duration victim_has) {

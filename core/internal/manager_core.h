@@ -40,8 +40,10 @@
 #include "absl/time/time.h"
 #include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/inline_turn.h"
+#include "latchkey/core/internal/outage.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/internal/wait_graph.h"
 #include "latchkey/core/internal/wait_order.h"
@@ -76,7 +78,7 @@ struct Plan {
 struct Attempt {
   Plan plan = {};
   AcquisitionId id = {};
-  std::optional<ObtainReply> first = std::nullopt;
+  std::optional<absl::StatusOr<ObtainReply>> first = std::nullopt;
   absl::Time asked_at = {};
 };
 
@@ -109,6 +111,7 @@ struct Waiter : RefCounted<Waiter> {
   const std::string_view owner;
   Plan plan;  // Its owner is `owner`.
   const absl::Duration acquire_timeout;
+  const absl::Duration outage_patience;
   const int max_attempts;
   const std::shared_ptr<const RetryPolicy> retry;          // Null: the manager's.
   const std::shared_ptr<const AdmissionPolicy> admission;  // The same.
@@ -136,13 +139,12 @@ struct Waiter : RefCounted<Waiter> {
   bool look_due = false;  // That goes for the Obtain that is due.
   bool reserved = false;  // It is the successor of a holder, as far as it has heard.
   bool ever_reserved = false;
-  bool time_matters = false;    // Although it asks for a lease without end: the answer has one.
-  bool maybe_obtained = false;  // An answer was lost: the backend may think that it holds.
+  bool time_matters = false;  // Although it asks for a lease without end: the answer has one.
   bool in_graph = false;
   uint64_t graph_time = 0;  // When it was asked last, see WaitGraph::Now().
   std::string circle;       // If it fails for that.
   int attempts = 0;
-  int failures = 0;  // In a row, to reach the backend.
+  std::unique_ptr<Outage> outage;  // Since the last answer; null: none.
   absl::Time asked_at;
   // Numbers of its queue's questions: the one that it asked last, and the last before it came.
   int64_t question = 0;
@@ -161,6 +163,10 @@ struct Waiter : RefCounted<Waiter> {
   Grant grant;
   bool withdraw = false;  // Tell the backend that it does not want the lock any more.
   AcquireCallback done;
+
+  bool failing() const { return outage != nullptr && outage->failures() > 0; }
+  // An answer was lost: the backend may think that it holds.
+  bool maybe_obtained() const { return outage != nullptr && outage->unsettled(); }
 
   // For another victim it begins anew.
   void LoseReservation() {
@@ -241,9 +247,17 @@ struct ABSL_CACHELINE_ALIGNED CoreShard {
   void Unref();
 };
 
+// What a queue policy says of all requests.
+struct QueueTraits {
+  bool barging = false;
+  bool by_priority = true;
+};
+
 class ManagerCore {
  public:
-  ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOptions options);
+  // `queue` is what the policy in the options says.
+  ManagerCore(std::shared_ptr<LockingProtocol> backend, LockManagerOptions options,
+              const QueueTraits& queue);
 
   // The manager's destructor: ends the waiting and gives up its references. The core deletes itself
   // with the last lock.
@@ -282,7 +296,7 @@ class ManagerCore {
   LockingProtocol& backend() { return *backend_; }
   Clock& clock() { return clock_; }
   Executor& executor() { return executor_; }
-  Observer* observer() { return options_.observer.get(); }
+  Observer* observer() { return observer_.get(); }
   const BackendCapabilities& capabilities() const { return capabilities_; }
   // Runs user code on the executor.
   template <typename Task>
@@ -297,7 +311,8 @@ class ManagerCore {
       if (turn.mine()) return scoped();
       return InlineTurn::Later(std::move(scoped));
     }
-    executor_.Execute(std::move(scoped));
+    // A task that it does not take is dropped, as one that shuts down may do.
+    RunContained("Executor::Execute", "", [&] { executor_.Execute(std::move(scoped)); });
   }
   // What drift and margin leave of a finite lease (rule C2).
   absl::Duration TimeOf(absl::Duration lease) const;
@@ -306,10 +321,9 @@ class ManagerCore {
   // A random number in [0, 1) for jitter.
   double Random();
   // What the policy says, and no less than a pause that keeps no thread busy. Null: the manager's.
-  absl::Duration RetryDelay(const RetryPolicy* policy, const RetryContext& context) const {
-    const RetryPolicy& retry = policy != nullptr ? *policy : *options_.retry;
-    return std::max(retry.Delay(context), kShortestRetryDelay);
-  }
+  // Error: the policy threw.
+  absl::StatusOr<absl::Duration> RetryDelay(const RetryPolicy* policy,
+                                            const RetryContext& context) const;
 
  private:
   friend class SetRequest;
@@ -317,8 +331,6 @@ class ManagerCore {
   friend struct Waiter;
 
   static constexpr size_t kShards = 64;
-  // How often in a row the backend may fail to answer before a waiting request gives up.
-  static constexpr int kMostFailures = 5;
   static constexpr absl::Duration kShortestRetryDelay = absl::Milliseconds(1);
 
   ~ManagerCore();
@@ -333,7 +345,8 @@ class ManagerCore {
     return plain_manager_ && current_owner == nullptr && !resource.empty() && !options.lease &&
            options.max_hold == absl::InfiniteDuration() && !options.preemption_grace &&
            options.preemption == nullptr && options.acquire_timeout >= absl::ZeroDuration() &&
-           options.max_attempts >= 1 && options.max_execution_time > absl::ZeroDuration() &&
+           options.outage_patience >= absl::ZeroDuration() && options.max_attempts >= 1 &&
+           options.max_execution_time > absl::ZeroDuration() &&
            options.max_occupation_time > absl::ZeroDuration();
   }
   // Asks the backend for a plain request. Without a grant, `other` says what came instead. Takes a
@@ -366,9 +379,11 @@ class ManagerCore {
   };
   QueueChange ChangeOf(WaitQueue& queue);
   void Tell(const ResourceName& resource, const QueueChange& change);
-  // Its place in the queue's order. The rank of whoever skips is that of the first of its priority,
-  // unless its own comes before that: many policies give no two requests the same.
-  absl::int128 RankOf(const Waiter& waiter, const WaitQueue& queue, bool skip_queue) const
+  // The queue policy's rank of it. Error: the policy threw.
+  absl::StatusOr<absl::int128> RankOf(const Waiter& waiter) const;
+  // The rank of one that skips the queue: that of the first of its priority, unless its own comes
+  // before that. Many policies give no two requests the same.
+  static absl::int128 RankToSkip(const Waiter& waiter, const WaitQueue& queue, absl::int128 own)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // Asks the admission policy whether this request may wait, and makes room if it says so. The
   // error of a request that may not.
@@ -393,6 +408,8 @@ class ManagerCore {
   // For messages: " is held by 'bob' with priority 3, which was asked to yield"; empty if it has
   // not heard who holds.
   static std::string HolderForMessage(const Waiter& waiter);
+  // What it has heard instead of answers, if anything.
+  static std::optional<Outage> OutageOf(const Waiter& waiter);
   // Takes the lock if it is free; else `done` gets the answer beside the error. Told directly.
   // `options` must outlive the call of `done`.
   using TryCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>, std::optional<ObtainReply>)>;
@@ -409,12 +426,13 @@ class ManagerCore {
                                         const AcquireOptions& options);
   absl::StatusOr<Lock> AcquireSlowly(CoreShard& shard, const ResourceName& resource,
                                      const Plan& plan, const AcquireOptions& options,
-                                     AcquisitionId id, std::optional<ObtainReply> first,
+                                     AcquisitionId id,
+                                     std::optional<absl::StatusOr<ObtainReply>> first,
                                      absl::Time asked_at);
   // Lets the waiter wait. Calls `done` in every case. `first` is the answer to its first question,
   // if that was asked already; else it asks from the queue.
   void Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& options,
-               std::optional<ObtainReply> first);
+               std::optional<absl::StatusOr<ObtainReply>> first);
   // Takes a waiter out of its queue with this result; false if it was out already. The caller pumps
   // the queue afterwards.
   bool Finish(Waiter& waiter, absl::Status why, bool withdraw)
@@ -429,8 +447,7 @@ class ManagerCore {
   static void AskAboutHolders(const WaitGraph::Circle& circle);
   // Has the backend to be told that this waiter does not want the lock any more?
   bool MayHaveLeftSomething(const Waiter& waiter) const;
-  // `queue` is that in which it waits, or would have.
-  // `detail` follows the reason in words.
+  // `queue` is that in which it waits, or would have. `detail` follows the reason in words.
   absl::Status GiveUpError(const Waiter& waiter, const WaitQueue& queue, Reason reason,
                            std::string_view detail = {}) const;
   void Complete(Waiter& waiter);
@@ -447,6 +464,14 @@ class ManagerCore {
   Waiter* ThiefOf(WaitQueue& queue) const;
   void HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // The backend failed: asks again after a pause, or ends it.
+  void HandleFailure(Waiter& waiter, const absl::Status& failure)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  void NoteFailure(Waiter& waiter, const absl::Status& failure);
+  // What it ends with for that.
+  absl::Status OutageError(const Waiter& waiter) const;
+  // What it ends with if a policy threw.
+  absl::Status PolicyError(const Waiter& waiter, const absl::Status& thrown) const;
   // How long this waiter, which was just told that it has reserved, is to reserve from now on; its
   // victim's lease has this much left.
   absl::Duration ReservationLease(const Waiter& waiter, absl::Duration victim_has)
@@ -479,10 +504,12 @@ class ManagerCore {
   const std::shared_ptr<LockingProtocol> backend_;
   const BackendCapabilities& capabilities_;
   const LockManagerOptions options_;
+  const std::shared_ptr<Observer> observer_;  // Null: nobody observes.
   Clock& clock_;
   Executor& executor_;
   const bool inline_executor_;
   const bool barging_;
+  const bool by_priority_;  // The queues' order follows priority alone.
   // Nobody who asks overtakes those who wait: the backend keeps the same order as the queues.
   const bool backend_keeps_order_;
   const std::shared_ptr<WaitGraph> graph_;  // Null: deadlocks are not looked for.

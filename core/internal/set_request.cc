@@ -16,6 +16,22 @@ namespace {
 // Where the retry policy names none.
 constexpr absl::Duration kLongestPause = absl::Milliseconds(100);
 
+// Does a member's request end so by what the manager decided, and not by what the backend said?
+bool IsOfManager(Reason reason) {
+  switch (reason) {
+    case Reason::kAcquireTimeout:
+    case Reason::kAttemptsExhausted:
+    case Reason::kTooManyPending:
+    case Reason::kCancelled:
+    case Reason::kShutdown:
+    case Reason::kDeadlock:
+    case Reason::kException:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 absl::StatusOr<RefPtr<SetRequest>> SetRequest::Create(ManagerCore& core,
                                                       std::vector<LockRequest> requests,
@@ -58,6 +74,7 @@ SetRequest::SetRequest(ManagerCore& core, std::vector<std::unique_ptr<Member>> m
     : core_(core), members_(std::move(members)) {
   for (const std::unique_ptr<Member>& member : members_) {
     timeout_ = std::min(timeout_, member->options.acquire_timeout);
+    outage_patience_ = std::min(outage_patience_, member->options.outage_patience);
     max_attempts_ = std::min(max_attempts_, member->options.max_attempts);
   }
   if (!members_.empty()) {
@@ -202,13 +219,13 @@ void SetRequest::Handle(Event& event) {
     case Event::kAsked: {
       Member& member = *members_[event.index];
       --answers_due_;
+      answered_ |= event.lock->ok() || event.reply;
       if (event.lock->ok()) {
         Take(member, **std::move(event.lock));
       } else if (event.reply) {
         Note(member, *event.reply);
       } else {
-        Fail(event.lock->status());
-        return;
+        member.failure = event.lock->status();
       }
       if (answers_due_ == 0) AllAsked();
       return;
@@ -241,6 +258,7 @@ void SetRequest::AskAll() {
     return;
   }
   for (const size_t i : missing) {
+    members_[i]->failure = absl::OkStatus();
     core_.TryAsync(members_[i]->resource, members_[i]->options,
                    [self = RefPtr<SetRequest>::Share(this), round = round_, i](
                        absl::StatusOr<Lock> lock, std::optional<ObtainReply> reply) {
@@ -286,13 +304,18 @@ void SetRequest::AllAsked() {
   for (size_t i = members_.size(); i-- > 0;) {
     if (members_[i]->held) continue;
     first = i;
-    if (!members_[i]->soft) hard = i;
+    if (!members_[i]->soft || !members_[i]->failure.ok()) hard = i;
   }
+  const absl::Status failed = NoteFailures();
   if (first == members_.size()) {
     Complete();
     return;
   }
   blocked_ = hard < members_.size() ? hard : first;
+  if (!failed.ok()) {
+    Fail(failed);
+    return;
+  }
   if (timeout_ == absl::ZeroDuration()) {
     GiveUp(Reason::kAcquireTimeout);
     return;
@@ -301,9 +324,31 @@ void SetRequest::AllAsked() {
     WaitFor(first, /*reserve_only=*/true);
     return;
   }
-  if (!CountAttempt()) return;
+  // To hear nothing is no attempt; whoever waits for that member asks again in due time.
+  if (members_[hard]->failure.ok() && !CountAttempt()) return;
   GiveBack(hard + 1);
   WaitFor(hard, /*reserve_only=*/false);
+}
+
+absl::Status SetRequest::NoteFailures() {
+  const absl::Time now = core_.clock().Now();
+  const Member* lasting = nullptr;  // Asking again would not help.
+  bool any = false;
+  for (const std::unique_ptr<Member>& member : members_) {
+    if (member->held || member->failure.ok()) continue;
+    any = true;
+    if (MayPass(member->failure)) {
+      outage_.Note(member->failure, now);
+    } else {
+      lasting = member.get();
+    }
+  }
+  if (lasting != nullptr) outage_.Note(lasting->failure, now);
+  if (!any) outage_.EndRow();
+  const bool ends =
+      lasting != nullptr ||
+      (any && (timeout_ == absl::ZeroDuration() || now >= outage_.since() + outage_patience_));
+  return ends ? outage_.Error(now) : absl::OkStatus();
 }
 
 void SetRequest::WaitFor(size_t index, bool reserve_only) {
@@ -317,6 +362,11 @@ void SetRequest::WaitFor(size_t index, bool reserve_only) {
   AcquireOptions options = members_[index]->options;
   options.cancel = wait_stop_->get_token();
   options.acquire_timeout = absl::InfiniteDuration();
+  options.outage_patience = outage_patience_;
+  if (outage_.failures() > 0) {
+    const absl::Duration gone = core_.clock().Now() - outage_.since();
+    options.outage_patience = std::max(outage_patience_ - gone, absl::ZeroDuration());
+  }
   options.max_attempts = reserve_only ? 1 : AcquireOptions::kUnlimited;
   waiter_ = core_.AcquireMember(
       members_[index]->resource, options,
@@ -328,8 +378,11 @@ void SetRequest::WaitFor(size_t index, bool reserve_only) {
 
 void SetRequest::OnGranted(Event& event) {
   wait_stop_.reset();
+  NoteOutageOfWaiter();
   waiter_ = {};
   if (event.lock->ok()) {
+    answered_ = true;
+    outage_.EndRow();
     Take(*members_[event.index], **std::move(event.lock));
     if (!reserving_) {
       AskAll();
@@ -344,8 +397,16 @@ void SetRequest::OnGranted(Event& event) {
     return;
   }
   const absl::Status& status = event.lock->status();
-  if (!reserving_ || ReasonOf(status) != Reason::kAttemptsExhausted) {
-    Fail(status);
+  const Reason reason = ReasonOf(status);
+  if (!reserving_ || reason != Reason::kAttemptsExhausted) {
+    const absl::Time now = core_.clock().Now();
+    if (!outage_.unsettled() || MayHaveBeenDone(status)) {
+      Fail(status);
+    } else if (IsOfManager(reason)) {
+      Fail(MakeError(reason, absl::StrCat(status.message(), outage_.ForMessage(now))));
+    } else {
+      Fail(outage_.Error(now));
+    }
     return;
   }
   // Somebody else was faster. It must not keep what it has while it waits its turn.
@@ -355,17 +416,19 @@ void SetRequest::OnGranted(Event& event) {
   BackOff(event.index);
 }
 
-absl::Duration SetRequest::RetryDelay(size_t index) {
+absl::StatusOr<absl::Duration> SetRequest::RetryDelay(size_t index) {
   return core_.RetryDelay(members_[index]->options.retry.get(),
                           {.attempts = ++failures_, .random = core_.Random()});
 }
 
 void SetRequest::BackOff(size_t index) {
-  const absl::Duration delay = RetryDelay(index);
-  if (delay == absl::InfiniteDuration()) {  // NoRetry: only when woken.
+  const absl::StatusOr<absl::Duration> delay = RetryDelay(index);
+  if (!delay.ok()) {
+    Fail(delay.status());
+  } else if (*delay == absl::InfiniteDuration()) {  // NoRetry: only when woken.
     WaitFor(index, /*reserve_only=*/false);
   } else {
-    WaitAfter(delay, index);
+    WaitAfter(*delay, index);
   }
 }
 
@@ -384,6 +447,8 @@ void SetRequest::Restart() {
   for (const std::unique_ptr<Member>& member : members_) {
     lost |= member->held && !member->lock.IsHeld();
   }
+  if (IsAsking()) outage_.NoteUnanswered();
+  answers_due_ = 0;
   ++round_;
   GiveBack(0);
   StopWaiting();
@@ -394,11 +459,15 @@ void SetRequest::Restart() {
     const absl::Time now = core_.clock().Now();
     const bool again = now - restarted_ < ManagerCore::kShortestRetryDelay;
     restarted_ = now;
-    if (again) {
-      const absl::Duration delay = RetryDelay(blocked_);
-      WaitAfter(delay == absl::InfiniteDuration() ? kLongestPause : delay, blocked_);
-    } else {
+    if (!again) {
       AskAll();
+      return;
+    }
+    const absl::StatusOr<absl::Duration> delay = RetryDelay(blocked_);
+    if (!delay.ok()) {
+      Fail(delay.status());
+    } else {
+      WaitAfter(*delay == absl::InfiniteDuration() ? kLongestPause : *delay, blocked_);
     }
     return;
   }
@@ -416,8 +485,19 @@ void SetRequest::StopWaiting() {
   // Its answer, if it comes, is of a round gone by.
   std::stop_source stop = *std::move(wait_stop_);
   wait_stop_.reset();
+  NoteOutageOfWaiter();
   waiter_ = {};
   stop.request_stop();
+}
+
+bool SetRequest::IsAsking() const {
+  return answers_due_ > 0 && std::any_of(members_.begin(), members_.end(),
+                                         [](const auto& member) { return !member->held; });
+}
+
+void SetRequest::NoteOutageOfWaiter() {
+  if (!waiter_) return;
+  if (const std::optional<Outage> outage = ManagerCore::OutageOf(*waiter_)) outage_.Note(*outage);
 }
 
 void SetRequest::GiveBack(size_t index) {
@@ -490,6 +570,7 @@ void SetRequest::GiveUp(Reason reason) {
     const Member& member = *members_[blocked_];
     // Who waits knows better than what was heard before.
     std::string holder = waiter_ ? ManagerCore::HolderForMessage(*waiter_) : "";
+    answered_ |= !holder.empty();
     if (holder.empty() && member.other_known) {
       holder = absl::StrCat(" is held by ", OwnerForMessage(member.other_owner), " with priority ",
                             member.other_priority);
@@ -498,17 +579,19 @@ void SetRequest::GiveUp(Reason reason) {
       absl::StrAppend(&message, "; ", ResourceForMessage(member.resource), holder);
     }
   }
+  NoteOutageOfWaiter();
+  if (IsAsking()) outage_.NoteUnanswered();
+  const absl::Time now = core_.clock().Now();
+  if (reason == Reason::kAcquireTimeout && !answered_ && outage_.failures() > 0) {
+    // A backend that has failed all the time is the reason, not the limit on that time.
+    Fail(outage_.Error(now));
+    return;
+  }
+  absl::StrAppend(&message, outage_.ForMessage(now));
   End(MakeError(reason, message));
 }
 
-void SetRequest::Fail(const absl::Status& status) {
-  const Reason reason = ReasonOf(status);
-  if (reason == Reason::kNone) {
-    End(status);
-    return;
-  }
-  End(MakeError(reason, absl::StrCat(Who(), ": ", status.message())));
-}
+void SetRequest::Fail(const absl::Status& status) { End(WithContext(Who(), status)); }
 
 std::string SetRequest::Who() const { return absl::StrCat("could not lock all of ", Names()); }
 

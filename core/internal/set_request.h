@@ -32,6 +32,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/internal/outage.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/core/lock_set.h"
@@ -83,6 +84,7 @@ class SetRequest : public RefCounted<SetRequest> {
     Lock lock = {};
     bool held = false;
     bool soft = false;
+    absl::Status failure = {};  // What came instead of an answer.
     // Who was in the way.
     bool other_known = false;
     std::string other_owner = {};
@@ -108,6 +110,8 @@ class SetRequest : public RefCounted<SetRequest> {
   void Take(Member& member, Lock lock);
   void Note(Member& member, const ObtainReply& reply);
   void AllAsked();
+  // Notes which members the backend failed to answer about. The error if the set ends for that.
+  absl::Status NoteFailures();
   void WaitFor(size_t index, bool reserve_only);
   void OnGranted(Event& event);
   // Gives everything back and begins anew; if it has lost a member, or does so again and again, not
@@ -116,8 +120,12 @@ class SetRequest : public RefCounted<SetRequest> {
   // Waits for this member, after a pause; to be called with nothing held.
   void BackOff(size_t index);
   void WaitAfter(absl::Duration delay, size_t index);
-  absl::Duration RetryDelay(size_t index);
+  absl::StatusOr<absl::Duration> RetryDelay(size_t index);
   void StopWaiting();
+  // Does it ask for members that it does not hold?
+  bool IsAsking() const;
+  // What its waiter has heard instead of answers is the set's.
+  void NoteOutageOfWaiter();
   // Gives back the members from `index` on.
   void GiveBack(size_t index);
   // Hears when a member that it holds is wanted by others.
@@ -137,6 +145,7 @@ class SetRequest : public RefCounted<SetRequest> {
   // By pointer, since stop callbacks cannot move.
   std::vector<std::unique_ptr<Member>> members_;
   absl::Duration timeout_ = absl::InfiniteDuration();
+  absl::Duration outage_patience_ = absl::InfiniteDuration();
   int max_attempts_ = AcquireOptions::kUnlimited;
   AcquireAllCallback done_;  // Null: a thread waits.
 
@@ -149,6 +158,10 @@ class SetRequest : public RefCounted<SetRequest> {
   int64_t round_ = 0;
   int attempts_ = 0;
   int failures_ = 0;  // Reservations and members lost.
+  // Each member is asked for with an acquisition id of its own, so no answer settles what others
+  // have left open.
+  Outage outage_;
+  bool answered_ = false;  // Was there any answer?
   size_t answers_due_ = 0;
   size_t blocked_ = 0;  // The member that it waits for, or that was last in the way.
   absl::Time began_;

@@ -180,6 +180,7 @@ TEST_F(CoroutineTest, EveryOptionReachesTheRequest) {
                                      .max_hold = absl::Seconds(3),
                                      .preemption_grace = absl::Seconds(4),
                                      .acquire_timeout = absl::Seconds(5),
+                                     .outage_patience = absl::Seconds(9),
                                      .max_attempts = 6,
                                      .skip_queue = true,
                                      .cancel = stop,
@@ -197,6 +198,7 @@ TEST_F(CoroutineTest, EveryOptionReachesTheRequest) {
   EXPECT_EQ(copy.max_hold, absl::Seconds(3));
   EXPECT_EQ(copy.preemption_grace, absl::Seconds(4));
   EXPECT_EQ(copy.acquire_timeout, absl::Seconds(5));
+  EXPECT_EQ(copy.outage_patience, absl::Seconds(9));
   EXPECT_EQ(copy.max_attempts, 6);
   EXPECT_TRUE(copy.skip_queue);
   EXPECT_EQ(copy.cancel, stop);

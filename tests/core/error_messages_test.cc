@@ -154,6 +154,7 @@ void ErrorMessagesTest::ChecksOfArguments() {
       {{.max_hold = negative}, "max_hold must be positive, but is -1s"},
       {{.preemption_grace = negative}, "preemption_grace must not be negative, but is -1s"},
       {{.acquire_timeout = negative}, "acquire_timeout must not be negative, but is -1s"},
+      {{.outage_patience = negative}, "outage_patience must not be negative, but is -1s"},
       {{.max_attempts = 0}, "max_attempts must be positive, but is 0"},
       {{.max_execution_time = negative}, "max_execution_time must be positive, but is -1s"},
       {{.max_occupation_time = negative}, "max_occupation_time must be positive, but is -1s"}};
@@ -311,12 +312,18 @@ void ErrorMessagesTest::ChecksOfBackends() {
     std::optional<absl::StatusOr<Lock>> held = fails_.Acquire("it");
     std::optional<absl::StatusOr<Lock>> leased = fails_.Acquire("its", {.lease = absl::Seconds(9)});
     failing_->FailWith(failure);
-    Check("Acquire", fails_.Acquire("a").status(), reason, {"'a'", why});
-    Check("Acquire, with a lease", fails_.Acquire("a", {.lease = absl::Seconds(1)}).status(),
+    const AcquireOptions once = {.outage_patience = absl::ZeroDuration()};
+    Check("Acquire", fails_.Acquire("a", once).status(), reason, {"'a'", why});
+    Check("Acquire, with a lease",
+          fails_.Acquire("a", {.lease = absl::Seconds(1), .outage_patience = absl::ZeroDuration()})
+              .status(),
           reason, {"'a'", why});
     Check("TryAcquire", fails_.TryAcquire("a").status(), reason, {"'a'", why});
-    Check("AcquireAsync", Ask(fails_, "a")->status(), reason, {"'a'", why});
-    Check("AcquireAll", fails_.AcquireAll({"a", "b"}).status(), reason, {"'a', 'b'", why});
+    Check("AcquireAsync", Ask(fails_, "a", once)->status(), reason, {"'a'", why});
+    Check("AcquireAll", fails_.AcquireAll({"a", "b"}, once).status(), reason, {"'a', 'b'", why});
+    const auto waits = Ask(fails_, "a", {.acquire_timeout = absl::Seconds(3)});
+    clock_.AdvanceBy(absl::Seconds(3));
+    Check("AcquireAsync, which waits", waits->status(), reason, {"'a'", why, "times in 3s"});
     Check("Extend", (*leased)->Extend(absl::Seconds(1)), reason, {"'its'", why});
     Check("Release", (*held)->Release(), reason, {"'it'", why});
     Check("Release of a lease", (*leased)->Release(), reason, {"'its'", why});

@@ -666,12 +666,12 @@ TEST_F(FirstAnswerTest, AfterAnUnknownFirstAnswerItWaitsAndAsksAgainWhereverItSt
   EXPECT_FALSE(other->result);
 }
 
-TEST_F(FirstAnswerTest, ABackendThatCannotBeReachedEndsItAtOnce) {
+TEST_F(FirstAnswerTest, ABackendThatCannotBeReachedEndsItAtOnceIfItIsNotPatient) {
   LockManager far = NewFarManager();
   auto mine = AskAndPass(far, "a", {.owner = "me"});
   auto other = AskAndPass(far, "a");
   link_->SetFaults({.unavailable = 1});
-  auto again = AskAndPass(far, "a", {.owner = "me"});
+  auto again = AskAndPass(far, "a", {.owner = "me", .outage_patience = absl::ZeroDuration()});
   EXPECT_EQ(ReasonOf(again->status()), Reason::kBackendUnavailable);
   EXPECT_FALSE(other->result);
 }

@@ -236,14 +236,16 @@ class Scenario {
     options.max_occupation_time = Mostly(options.max_occupation_time);
     if (input_.Below(4) == 0) options.admission = SomeAdmission();
     if (input_.Below(4) == 0) options.retry = SomeRetry();
+    options.outage_patience = Mostly(options.outage_patience);
     return options;
   }
 
   static bool AreValid(std::string_view resource, const AcquireOptions& o) {
     return !resource.empty() && (!o.lease || IsPositive(*o.lease)) && IsPositive(o.max_hold) &&
            (!o.preemption_grace || !IsNegative(*o.preemption_grace)) &&
-           !IsNegative(o.acquire_timeout) && o.max_attempts >= 1 &&
-           IsPositive(o.max_execution_time) && IsPositive(o.max_occupation_time);
+           !IsNegative(o.acquire_timeout) && !IsNegative(o.outage_patience) &&
+           o.max_attempts >= 1 && IsPositive(o.max_execution_time) &&
+           IsPositive(o.max_occupation_time);
   }
 
   bool AreSupported(const AcquireOptions& o) const {
@@ -276,7 +278,7 @@ class Scenario {
       bool named = false;
       for (const std::string_view field :
            {"resource", "lease", "max_hold", "preemption_grace", "acquire_timeout", "max_attempts",
-            "max_execution_time", "max_occupation_time"}) {
+            "max_execution_time", "max_occupation_time", "outage_patience"}) {
         named |= absl::StrContains(status.message(), field);
       }
       FuzzCheck(named, absl::StrCat("no field is named: ", status.message()));

@@ -276,7 +276,10 @@ TEST(RedisManagerTest, WhatTheServerRefusesIsReportedAtOnceAndSaysWhy) {
       ASSERT_TRUE((*held).ok());
     }
     EXPECT_NE(server.Command(c.command).substr(0, 3), "ERR") << c.command[0];
-    const absl::Status status = locks.Acquire("r", {.acquire_timeout = absl::Hours(1)}).status();
+    const absl::Status status = locks
+                                    .Acquire("r", {.acquire_timeout = absl::Hours(1),
+                                                   .outage_patience = absl::ZeroDuration()})
+                                    .status();
     EXPECT_EQ(ReasonOf(status), c.reason) << status;
     EXPECT_TRUE(absl::StrContains(status.message(), c.says)) << status;
     if (!held) continue;

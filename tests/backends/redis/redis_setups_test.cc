@@ -185,7 +185,8 @@ TEST(RedisSetupsTest, EvictionUnderAHeldLockIsALossAndThenARecovery) {
   ASSERT_EQ(server.Command({"DBSIZE"}), "0");
   ASSERT_EQ(server.Command({"CONFIG", "SET", "maxmemory", "0"}), "OK");
   EXPECT_EQ(ReasonOf(lock->Extend(absl::Seconds(20))), Reason::kLost);
-  const absl::Status status = locks->Acquire("r").status();
+  const absl::Status status =
+      locks->Acquire("r", {.outage_patience = absl::ZeroDuration()}).status();
   EXPECT_EQ(ReasonOf(status), Reason::kBackendUnavailable) << status;
   EXPECT_TRUE(absl::StrContains(status.message(), "recovering")) << status;
 }

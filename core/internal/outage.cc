@@ -1,0 +1,82 @@
+#include "latchkey/core/internal/outage.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "latchkey/core/lock_error.h"
+
+namespace latchkey::internal {
+namespace {
+
+std::string HowLong(absl::Duration time) {
+  return absl::FormatDuration(absl::Ceil(time, absl::Milliseconds(1)));
+}
+
+absl::Status Rephrased(const absl::Status& status, std::string_view message) {
+  absl::Status result(status.code(), message);
+  status.ForEachPayload([&result](std::string_view url, const absl::Cord& payload) {
+    result.SetPayload(url, payload);
+  });
+  return result;
+}
+
+}  // namespace
+
+bool MayPass(const absl::Status& failure) {
+  const Reason reason = ReasonOf(failure);
+  return reason == Reason::kBackendUnavailable || reason == Reason::kBackendUnknown;
+}
+
+bool MayHaveBeenDone(const absl::Status& failure) {
+  return failure.code() == absl::StatusCode::kUnknown;
+}
+
+void Outage::Note(const absl::Status& failure, absl::Time began) {
+  ++failures_;
+  since_ = std::min(since_, began);
+  last_ = failure;
+  if (MayHaveBeenDone(failure)) unsettled_ = failure;
+}
+
+void Outage::Note(const Outage& other) {
+  failures_ += other.failures_;
+  since_ = std::min(since_, other.since_);
+  if (!other.last_.ok()) last_ = other.last_;
+  if (other.unsettled()) unsettled_ = other.unsettled_;
+}
+
+void Outage::NoteUnanswered() {
+  if (!unsettled()) unsettled_ = BackendUnknownError("it is not answered yet");
+}
+
+absl::Status Outage::Error(absl::Time now) const {
+  std::string message(last_.message());
+  if (failures_ > 1) {
+    absl::StrAppend(&message, " (tried ", failures_, " times in ", HowLong(now - since_), ")");
+  }
+  if (!unsettled() || MayHaveBeenDone(last_)) return Rephrased(last_, message);
+  absl::StrAppend(&message, "; but another attempt may have been executed, and is undone: ",
+                  unsettled_.message());
+  return Rephrased(unsettled_, message);
+}
+
+std::string Outage::ForMessage(absl::Time now) const {
+  std::string message;
+  if (failures_ > 0) {
+    message = absl::StrCat(
+        "; the backend failed",
+        failures_ == 1 ? "" : absl::StrCat(" ", failures_, " times in ", HowLong(now - since_)),
+        ": ", last_.message());
+  }
+  if (unsettled()) {
+    absl::StrAppend(&message, "; an attempt may have been executed, and is undone");
+    if (failures_ == 0 || !MayHaveBeenDone(last_)) {
+      absl::StrAppend(&message, ": ", unsettled_.message());
+    }
+  }
+  return message;
+}
+
+}  // namespace latchkey::internal

@@ -1,0 +1,601 @@
+// What becomes of a request whose backend fails: how long it goes on, what it ends with, and that
+// "unavailable" means that nothing was done, however many attempts there were.
+#include "latchkey/core/internal/outage.h"
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "latchkey/core/lock_error.h"
+#include "latchkey/core/lock_manager.h"
+#include "latchkey/core/locker.h"
+#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/policy/retry_policy.h"
+#include "latchkey/core/stats_observer.h"
+#include "latchkey/core/transaction.h"
+#include "latchkey/tests/support/lock_manager_fixture.h"
+#include "latchkey/tests/support/lock_matchers.h"
+
+namespace latchkey {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+enum class Fate {
+  kAnswered,
+  kUnavailable,  // Not executed.
+  kReplyLost,    // Executed, and nobody hears of it.
+  kCallLost,     // Not executed, and nobody knows.
+  kHeld,         // Executed; the reply comes when the test says so.
+  kRefused,      // As no retry would mend.
+  kDenied,
+};
+
+// The in-memory backend behind a link that does to each Obtain what the test says.
+class BrokenLink : public LockingProtocol {
+ public:
+  BrokenLink(std::shared_ptr<LockingProtocol> inner, bool at_once) : inner_(std::move(inner)) {
+    capabilities_ = inner_->capabilities();
+    capabilities_.answers_at_once = at_once;
+    capabilities_.reliable_events = false;
+    if (!at_once) {
+      capabilities_.inspect = false;
+      capabilities_.hint_identifies_hold = false;
+    }
+  }
+
+  // The next ones, and all after them.
+  void Will(std::deque<Fate> fates, Fate later) {
+    absl::MutexLock lock(&mu_);
+    fates_ = std::move(fates);
+    later_ = later;
+  }
+  int obtains() const {
+    absl::MutexLock lock(&mu_);
+    return obtains_;
+  }
+  // Waits until so many replies are held.
+  void AwaitHeld(size_t count) {
+    const auto there = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return held_.size() >= count; };
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(&there));
+  }
+  void AnswerHeld() {
+    std::vector<std::function<void()>> held;
+    {
+      absl::MutexLock lock(&mu_);
+      held.swap(held_);
+    }
+    for (const auto& answer : held) answer();
+  }
+
+  void Obtain(const ObtainRequest& request, ObtainCallback done) override {
+    switch (NextFate()) {
+      case Fate::kAnswered:
+        inner_->Obtain(request, std::move(done));
+        return;
+      case Fate::kUnavailable:
+        done(BackendUnavailableError("no route"));
+        return;
+      case Fate::kReplyLost:
+        inner_->Obtain(request, [](absl::StatusOr<ObtainReply>) {});
+        done(BackendUnknownError("no reply"));
+        return;
+      case Fate::kCallLost:
+        done(BackendUnknownError("no reply"));
+        return;
+      case Fate::kHeld: {
+        absl::StatusOr<ObtainReply> reply = absl::InternalError("none");
+        inner_->Obtain(request, [&](absl::StatusOr<ObtainReply> said) { reply = std::move(said); });
+        absl::MutexLock lock(&mu_);
+        held_.push_back(
+            [reply, done = std::make_shared<ObtainCallback>(std::move(done))] { (*done)(reply); });
+        return;
+      }
+      case Fate::kRefused:
+        done(MakeError(Reason::kNotSupported, "not on this server"));
+        return;
+      case Fate::kDenied:
+        done(ObtainReply{.outcome = ObtainOutcome::kDenied, .other_owner = "somebody"});
+        return;
+    }
+  }
+  void Release(const HoldRef& hold, ReleaseCallback done) override {
+    if (Fails(hold)) return done(release_failure);
+    inner_->Release(hold, std::move(done));
+  }
+  void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
+    if (Fails(hold)) return done(release_failure);
+    inner_->Extend(hold, lease, std::move(done));
+  }
+  Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
+    return inner_->Watch(request, std::move(on_event));
+  }
+  std::string ResourceOf(const HoldRef& hold) const override { return inner_->ResourceOf(hold); }
+  void Inspect(std::optional<ResourceName> resource,
+               absl::FunctionRef<void(const ResourceState&)> visitor) const override {
+    if (capabilities_.inspect) inner_->Inspect(resource, visitor);
+  }
+  const BackendCapabilities& capabilities() const override { return capabilities_; }
+
+  // Of releases and extensions, of this resource if it is named. For tests of one thread.
+  absl::Status release_failure;
+  std::string fails_for;
+
+ private:
+  bool Fails(const HoldRef& hold) const {
+    return !release_failure.ok() && (fails_for.empty() || inner_->ResourceOf(hold) == fails_for ||
+                                     hold.resource.bytes() == fails_for);
+  }
+  Fate NextFate() {
+    absl::MutexLock lock(&mu_);
+    ++obtains_;
+    if (fates_.empty()) return later_;
+    const Fate fate = fates_.front();
+    fates_.pop_front();
+    return fate;
+  }
+
+  const std::shared_ptr<LockingProtocol> inner_;
+  BackendCapabilities capabilities_;
+  mutable absl::Mutex mu_;
+  std::deque<Fate> fates_ ABSL_GUARDED_BY(mu_);
+  Fate later_ ABSL_GUARDED_BY(mu_) = Fate::kAnswered;
+  int obtains_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<std::function<void()>> held_ ABSL_GUARDED_BY(mu_);
+};
+
+// `far_` is behind the link, whose answers come at once or may take their time. `locks_` is next to
+// the backend.
+class OutageTest : public LockManagerFixture, public ::testing::WithParamInterface<bool> {
+ protected:
+  explicit OutageTest(LockManagerOptions options = {})
+      : link_(std::make_shared<BrokenLink>(backend_, GetParam())), far_([&] {
+          options.clock = &clock_;
+          options.random_seed = 1;
+          return *LockManager::Create(link_, std::move(options));
+        }()) {}
+
+  std::shared_ptr<Pending> AskFar(std::string_view resource, const AcquireOptions& options = {}) {
+    return Ask(far_, resource, options);
+  }
+  std::shared_ptr<PendingSet> AskAllFar(std::initializer_list<std::string_view> resources,
+                                        const AcquireOptions& options = {}) {
+    auto pending = std::make_shared<PendingSet>();
+    far_.AcquireAllAsync(resources, options, TellTo(pending));
+    return pending;
+  }
+
+  std::shared_ptr<BrokenLink> link_;
+  LockManager far_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Answers, OutageTest, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "AtOnce" : "InTheirTime"; });
+
+// ---- Unknown stays unknown ----
+
+TEST_P(OutageTest, ALostReplyBeforeAnOutageIsAnUnknownOutcomeAndIsUndone) {
+  for (const absl::Duration patience : {absl::InfiniteDuration(), absl::Seconds(2)}) {
+    link_->Will({Fate::kReplyLost}, Fate::kUnavailable);
+    auto pending = AskFar("a", {.lease = absl::Seconds(9),
+                                .acquire_timeout = absl::Seconds(3),
+                                .outage_patience = patience});
+    EXPECT_TRUE(locks_.IsBusy("a"));
+    clock_.AdvanceBy(absl::Seconds(3));
+    EXPECT_THAT(pending->status(),
+                HasReason(Reason::kBackendUnknown,
+                          AllOf(HasSubstr("'a'"), HasSubstr("no route"), HasSubstr("no reply"),
+                                HasSubstr("times in "), HasSubstr("may have been executed"))));
+    EXPECT_FALSE(locks_.IsBusy("a")) << "it is undone";
+  }
+}
+
+TEST_P(OutageTest, AnOutageInWhichNothingWasDoneIsUnavailable) {
+  link_->Will({}, Fate::kUnavailable);
+  auto pending = AskFar("a", {.acquire_timeout = absl::Seconds(3)});
+  clock_.AdvanceBy(absl::Seconds(3));
+  EXPECT_THAT(pending->status(),
+              HasReason(Reason::kBackendUnavailable,
+                        AllOf(HasSubstr("'a'"), HasSubstr("no route"), HasSubstr("times in 3s"),
+                              Not(HasSubstr("may have been executed")))));
+}
+
+TEST_P(OutageTest, ALaterAnswerSettlesWhatWasUnknown) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  link_->Will({Fate::kReplyLost, Fate::kAnswered, Fate::kAnswered}, Fate::kUnavailable);
+  auto pending = AskFar("a", {.outage_patience = absl::Seconds(2)});
+  clock_.AdvanceBy(absl::Seconds(1));
+  link_->Will({}, Fate::kUnavailable);
+  EXPECT_TRUE(held->Release().ok());
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_FALSE(pending->result) << pending->status();
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_THAT(pending->status(),
+              HasReason(Reason::kBackendUnavailable, Not(HasSubstr("may have been executed"))));
+}
+
+TEST_P(OutageTest, AfterAnUnknownOutcomeARefusalIsNoProofThatNothingWasDone) {
+  link_->Will({Fate::kReplyLost}, Fate::kRefused);
+  auto pending = AskFar("a");
+  clock_.AdvanceBy(absl::Seconds(3));
+  EXPECT_THAT(pending->status(), HasReason(Reason::kBackendUnknown, HasSubstr("not on this")));
+  EXPECT_FALSE(locks_.IsBusy("a"));
+}
+
+TEST_P(OutageTest, LimitsKeepTheirReasonAndSayWhatIsOpen) {
+  for (const Reason reason : {Reason::kAcquireTimeout, Reason::kCancelled, Reason::kShutdown}) {
+    std::optional<LockManager> far = *LockManager::Create(link_, {.clock = &clock_});
+    link_->Will({}, Fate::kAnswered);
+    absl::StatusOr<Lock> held = locks_.Acquire("a");
+    std::stop_source cancel;
+    AcquireOptions options = {.cancel = cancel.get_token()};
+    if (reason == Reason::kAcquireTimeout) options.acquire_timeout = absl::Seconds(3);
+    auto pending = Ask(*far, "a", options);
+    clock_.AdvanceBy(absl::Seconds(1));
+    link_->Will({Fate::kReplyLost}, Fate::kUnavailable);
+    EXPECT_TRUE(held->Release().ok());
+    clock_.AdvanceBy(absl::Seconds(1));
+    EXPECT_TRUE(locks_.IsBusy("a")) << "it has the lock and has not heard of it";
+    ASSERT_FALSE(pending->result) << pending->status();
+    if (reason == Reason::kCancelled) cancel.request_stop();
+    if (reason == Reason::kShutdown) far.reset();
+    clock_.AdvanceBy(absl::Seconds(1));
+    EXPECT_THAT(pending->status(),
+                HasReason(reason, AllOf(HasSubstr("no route"), HasSubstr("no reply"),
+                                        HasSubstr("may have been executed"))));
+    EXPECT_FALSE(locks_.IsBusy("a"));
+  }
+}
+
+TEST_P(OutageTest, WhatIsNotAnsweredYetIsSaidAndGivenBack) {
+  if (GetParam()) return;  // There, everything is answered.
+  for (const auto& fates : {std::deque<Fate>{}, std::deque<Fate>{Fate::kUnavailable}}) {
+    for (const bool cancels : {false, true}) {
+      link_->Will(fates, Fate::kHeld);
+      std::stop_source cancel;
+      auto pending =
+          AskFar("a", {.acquire_timeout = absl::Seconds(9), .cancel = cancel.get_token()});
+      clock_.AdvanceBy(absl::Seconds(8));
+      if (cancels) cancel.request_stop();
+      clock_.AdvanceBy(absl::Seconds(1));
+      const Reason reason = cancels         ? Reason::kCancelled
+                            : fates.empty() ? Reason::kAcquireTimeout
+                                            : Reason::kBackendUnknown;
+      EXPECT_THAT(pending->status(), HasReason(reason, HasSubstr("not answered yet")));
+      link_->AnswerHeld();
+      EXPECT_FALSE(locks_.IsBusy("a"));
+    }
+  }
+}
+
+TEST_P(OutageTest, OneAttemptThatIsUnknownIsUndone) {
+  for (const Fate fate : {Fate::kReplyLost, Fate::kCallLost}) {
+    link_->Will({}, fate);
+    EXPECT_THAT(far_.TryAcquire("a"), HasReason(Reason::kBackendUnknown));
+    EXPECT_FALSE(locks_.IsBusy("a"));
+    EXPECT_THAT(far_.Acquire("a", {.acquire_timeout = absl::ZeroDuration()}),
+                HasReason(Reason::kBackendUnknown));
+    EXPECT_FALSE(locks_.IsBusy("a"));
+  }
+}
+
+// ---- How long it goes on ----
+
+TEST_P(OutageTest, AnOutageThatIsShorterThanTheWaitIsNoError) {
+  for (const Fate fate : {Fate::kUnavailable, Fate::kCallLost, Fate::kReplyLost}) {
+    for (const absl::Duration outage :
+         {absl::Milliseconds(1), absl::Seconds(2), absl::Seconds(10), absl::Seconds(29)}) {
+      link_->Will({}, fate);
+      auto pending = AskFar("a", {.acquire_timeout = absl::Seconds(30)});
+      auto endless = AskFar("b");
+      clock_.AdvanceBy(outage);
+      EXPECT_FALSE(pending->result) << pending->status();
+      link_->Will({}, Fate::kAnswered);
+      clock_.AdvanceBy(absl::Seconds(30) - outage);
+      EXPECT_TRUE(pending->granted()) << pending->status();
+      clock_.AdvanceBy(absl::Seconds(2));  // The longest pause.
+      EXPECT_TRUE(endless->granted()) << endless->status();
+    }
+  }
+}
+
+TEST_P(OutageTest, AnOutageInTheMiddleOfAWaitIsNoError) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  auto pending = AskFar("a", {.acquire_timeout = absl::Seconds(30)});
+  clock_.AdvanceBy(absl::Seconds(10));
+  link_->Will({}, Fate::kUnavailable);
+  EXPECT_TRUE(held->Release().ok());
+  clock_.AdvanceBy(absl::Seconds(15));
+  link_->Will({}, Fate::kAnswered);
+  clock_.AdvanceBy(absl::Seconds(5));
+  EXPECT_TRUE(pending->granted()) << pending->status();
+}
+
+TEST_P(OutageTest, PatienceEndsBeforeTheWaitIfItIsSaidSo) {
+  link_->Will({}, Fate::kUnavailable);
+  auto pending = AskFar("a", {.outage_patience = absl::Seconds(2)});
+  clock_.AdvanceBy(absl::Milliseconds(1990));
+  EXPECT_FALSE(pending->result) << pending->status();
+  clock_.AdvanceBy(absl::Milliseconds(11));
+  EXPECT_THAT(pending->status(), HasReason(Reason::kBackendUnavailable, HasSubstr("times in 2")));
+}
+
+TEST_P(OutageTest, AnAnswerEndsTheOutage) {
+  link_->Will({}, Fate::kUnavailable);
+  auto pending = AskFar(
+      "a", {.outage_patience = absl::Seconds(2), .retry = FixedDelay(absl::Milliseconds(100))});
+  for (int i = 0; i < 5; ++i) {
+    clock_.AdvanceBy(absl::Milliseconds(1500));
+    link_->Will({Fate::kDenied}, Fate::kUnavailable);
+    clock_.AdvanceBy(absl::Milliseconds(250));
+    ASSERT_FALSE(pending->result) << pending->status();
+  }
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_THAT(pending->status(), HasReason(Reason::kBackendUnavailable));
+}
+
+TEST_P(OutageTest, WhoeverDoesNotWaitIsToldAtOnce) {
+  link_->Will({}, Fate::kUnavailable);
+  EXPECT_THAT(far_.TryAcquire("a"), HasReason(Reason::kBackendUnavailable));
+  for (const AcquireOptions& options : {AcquireOptions{.acquire_timeout = absl::ZeroDuration()},
+                                        AcquireOptions{.outage_patience = absl::ZeroDuration()}}) {
+    EXPECT_THAT(far_.Acquire("a", options), HasReason(Reason::kBackendUnavailable));
+    EXPECT_THAT(far_.AcquireAll({"a", "b"}, options), HasReason(Reason::kBackendUnavailable));
+  }
+  EXPECT_EQ(link_->obtains(), 1 + 2 + 2 * 2);
+}
+
+TEST_P(OutageTest, WhatNoRetryWouldMendIsToldAtOnce) {
+  link_->Will({}, Fate::kRefused);
+  EXPECT_THAT(far_.Acquire("a"), HasReason(Reason::kNotSupported, HasSubstr("'a'")));
+  EXPECT_THAT(far_.AcquireAll({"a", "b"}), HasReason(Reason::kNotSupported, HasSubstr("'b'")));
+  EXPECT_EQ(link_->obtains(), 1 + 2);
+}
+
+TEST_P(OutageTest, ARetryPolicyThatNeverAsksAgainEndsIt) {
+  link_->Will({}, Fate::kUnavailable);
+  auto pending = AskFar("a", {.retry = NoRetry()});
+  EXPECT_THAT(pending->status(), HasReason(Reason::kBackendUnavailable));
+}
+
+TEST_P(OutageTest, AnswersThatTakeLongerThanTheLeaseAreAnOutage) {
+  if (GetParam()) return;
+  link_->Will({}, Fate::kHeld);
+  auto pending = AskFar("a", {.lease = absl::Seconds(1), .outage_patience = absl::Seconds(5)});
+  for (int i = 0; i < 3; ++i) {
+    clock_.AdvanceBy(absl::Seconds(2));
+    link_->AnswerHeld();
+    EXPECT_EQ(pending->failed(), i == 2) << pending->status();
+  }
+  EXPECT_THAT(pending->status(), HasReason(Reason::kBackendUnknown, HasSubstr("took longer")));
+}
+
+TEST_P(OutageTest, WhoeverWaitsBehindAnotherHearsWhyNobodyGetsIn) {
+  if (GetParam()) return;  // There, everybody asks.
+  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  auto front = AskFar("a");
+  link_->Will({}, Fate::kUnavailable);
+  EXPECT_TRUE(held->Release().ok());
+  auto behind = AskFar("a", {.acquire_timeout = absl::Seconds(1)});
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_THAT(behind->status(), HasReason(Reason::kAcquireTimeout, HasSubstr("no route")));
+  EXPECT_FALSE(front->result) << front->status();
+}
+
+TEST_P(OutageTest, TheObserverIsToldOnce) {
+  const auto stats = std::make_shared<StatsObserver>();
+  LockManager far = *LockManager::Create(link_, {.clock = &clock_, .observer = stats});
+  link_->Will({}, Fate::kUnavailable);
+  auto pending = Ask(far, "a", {.acquire_timeout = absl::Seconds(3)});
+  clock_.AdvanceBy(absl::Seconds(3));
+  EXPECT_TRUE(pending->failed());
+  EXPECT_THAT(stats->PrometheusText(), HasSubstr("reason=\"BackendUnavailable\"} 1"));
+}
+
+TEST_P(OutageTest, TransactionsAreAsPatient) {
+  int resource = 0;
+  Locker locker(far_, "a", resource, {.acquire_timeout = absl::Seconds(30)});
+  const auto body = [](int& number, TransactionContext&) -> Transaction<void> {
+    ++number;
+    co_return;
+  };
+  link_->Will({}, Fate::kUnavailable);
+  TransactionHandle<void> transaction = locker.Start(body);
+  clock_.AdvanceBy(absl::Seconds(20));
+  EXPECT_FALSE(transaction.done());
+  link_->Will({}, Fate::kAnswered);
+  clock_.AdvanceBy(absl::Seconds(10));
+  ASSERT_TRUE(transaction.done());
+  EXPECT_TRUE(transaction.Wait().ok());
+  EXPECT_EQ(resource, 1);
+}
+
+// ---- Sets ----
+
+TEST_P(OutageTest, ASetIsAsPatient) {
+  for (const Fate fate : {Fate::kUnavailable, Fate::kReplyLost}) {
+    link_->Will({Fate::kAnswered, fate, Fate::kAnswered}, fate);
+    auto set = AskAllFar({"a", "b", "c"}, {.acquire_timeout = absl::Seconds(30)});
+    clock_.AdvanceBy(absl::Seconds(20));
+    ASSERT_FALSE(set->result) << set->status();
+    link_->Will({}, Fate::kAnswered);
+    clock_.AdvanceBy(absl::Seconds(10));
+    ASSERT_TRUE(set->granted()) << set->status();
+    set->result.reset();
+    EXPECT_FALSE(locks_.IsBusy());
+  }
+}
+
+TEST_P(OutageTest, APatientSetEndsInTime) {
+  link_->Will({Fate::kAnswered}, Fate::kUnavailable);
+  auto set = AskAllFar({"a", "b"}, {.outage_patience = absl::Seconds(2)});
+  clock_.AdvanceBy(absl::Milliseconds(1990));
+  EXPECT_FALSE(set->result) << set->status();
+  clock_.AdvanceBy(absl::Milliseconds(20));
+  EXPECT_THAT(set->status(), HasReason(Reason::kBackendUnavailable,
+                                       AllOf(HasSubstr("'a', 'b'"), HasSubstr("no route"),
+                                             HasSubstr("times in "))));
+  EXPECT_FALSE(locks_.IsBusy());
+}
+
+TEST_P(OutageTest, ASetsPatienceIsOneThoughItBeginsAnew) {
+  // What it holds is lost again and again while it waits for the rest.
+  link_->Will({Fate::kAnswered}, Fate::kUnavailable);
+  auto set = AskAllFar(
+      {"a", "b"},
+      {.lease = absl::Seconds(1), .auto_renew = false, .outage_patience = absl::Seconds(5)});
+  clock_.AdvanceBy(absl::Milliseconds(4900));
+  EXPECT_FALSE(set->result) << set->status();
+  clock_.AdvanceBy(absl::Milliseconds(200));
+  EXPECT_THAT(set->status(), HasReason(Reason::kBackendUnavailable));
+}
+
+TEST_P(OutageTest, AMemberWhoseOutcomeIsUnknownMakesTheSetsUnknown) {
+  for (const auto& fates : {std::deque<Fate>{Fate::kUnavailable, Fate::kReplyLost},
+                            std::deque<Fate>{Fate::kReplyLost, Fate::kUnavailable},
+                            std::deque<Fate>{Fate::kReplyLost, Fate::kRefused},
+                            std::deque<Fate>{Fate::kRefused, Fate::kReplyLost}}) {
+    for (const AcquireOptions& options : {AcquireOptions{.acquire_timeout = absl::ZeroDuration()},
+                                          AcquireOptions{.acquire_timeout = absl::Seconds(3)},
+                                          AcquireOptions{.outage_patience = absl::Seconds(1)}}) {
+      link_->Will(fates, Fate::kUnavailable);
+      auto set = AskAllFar({"a", "b"}, options);
+      clock_.AdvanceBy(absl::Seconds(3));
+      EXPECT_THAT(set->status(), HasReason(Reason::kBackendUnknown, HasSubstr("no reply")));
+      EXPECT_FALSE(locks_.IsBusy());
+    }
+  }
+}
+
+TEST_P(OutageTest, ASetsLimitsKeepTheirReasonAndSayWhatIsOpen) {
+  for (const Reason reason : {Reason::kAcquireTimeout, Reason::kCancelled, Reason::kShutdown}) {
+    std::optional<LockManager> far = *LockManager::Create(link_, {.clock = &clock_});
+    std::stop_source cancel;
+    AcquireOptions options = {.cancel = cancel.get_token()};
+    if (reason == Reason::kAcquireTimeout) options.acquire_timeout = absl::Seconds(3);
+    link_->Will({Fate::kAnswered, Fate::kReplyLost}, Fate::kUnavailable);
+    auto set = std::make_shared<PendingSet>();
+    far->AcquireAllAsync({"a", "b"}, options, TellTo(set));
+    clock_.AdvanceBy(absl::Seconds(2));
+    ASSERT_FALSE(set->result) << set->status();
+    if (reason == Reason::kCancelled) cancel.request_stop();
+    if (reason == Reason::kShutdown) far.reset();
+    clock_.AdvanceBy(absl::Seconds(1));
+    EXPECT_THAT(set->status(), HasReason(reason, AllOf(HasSubstr("no route"), HasSubstr("no reply"),
+                                                       HasSubstr("may have been executed"))));
+    EXPECT_FALSE(locks_.IsBusy());
+  }
+}
+
+TEST_P(OutageTest, ASetThatIsGivenUpWhileItAsksSaysSo) {
+  if (GetParam()) return;
+  link_->Will({Fate::kAnswered}, Fate::kHeld);
+  auto set = AskAllFar({"a", "b"}, {.acquire_timeout = absl::Seconds(3)});
+  clock_.AdvanceBy(absl::Seconds(3));
+  EXPECT_THAT(set->status(), HasReason(Reason::kAcquireTimeout, HasSubstr("not answered yet")));
+  link_->AnswerHeld();
+  EXPECT_FALSE(locks_.IsBusy());
+}
+
+TEST_P(OutageTest, ASetOfWhichAPartWasReleasedIsNotUnavailable) {
+  for (const bool all : {false, true}) {
+    for (const bool extends : {false, true}) {
+      link_->Will({}, Fate::kAnswered);
+      absl::StatusOr<LockSet> set = far_.AcquireAll({"a", "b"}, {.lease = absl::Seconds(9)});
+      ASSERT_TRUE(set.ok()) << set.status();
+      // Of one of them only, or of both.
+      link_->release_failure = BackendUnavailableError("no route");
+      if (!all) link_->fails_for = "b";
+      const absl::Status status = extends ? set->Extend(absl::Seconds(9)) : set->Release();
+      EXPECT_THAT(status, HasReason(all ? Reason::kBackendUnavailable : Reason::kBackendUnknown,
+                                    HasSubstr("no route")));
+      link_->release_failure = absl::OkStatus();
+      link_->fails_for.clear();
+      clock_.AdvanceBy(absl::Seconds(9));
+    }
+  }
+}
+
+TEST_P(OutageTest, ALossOfAMemberIsToldBeforeFailuresOfOthers) {
+  absl::StatusOr<LockSet> set =
+      far_.AcquireAll({"a", "b"}, {.lease = absl::Seconds(9), .auto_renew = false});
+  ASSERT_TRUE(set.ok());
+  absl::StatusOr<Lock> thief =
+      locks_.Acquire("b", {.priority = 1, .preemption_grace = absl::ZeroDuration()});
+  ASSERT_TRUE(thief.ok()) << thief.status();
+  link_->release_failure = BackendUnavailableError("no route");
+  link_->fails_for = "a";
+  const Reason reason = ReasonOf(set->Release());
+  EXPECT_TRUE(reason == Reason::kStolen || reason == Reason::kLost) << ReasonName(reason);
+}
+
+// ---- Cancel ----
+
+TEST_P(OutageTest, CancelEndsACallThatDoesNotWaitForOthers) {
+  if (GetParam()) return;
+  const std::vector<std::function<absl::Status(std::stop_token)>> calls = {
+      [&](std::stop_token cancel) { return far_.TryAcquire("a", {.cancel = cancel}).status(); },
+      [&](std::stop_token cancel) {
+        return far_.Acquire("a", {.acquire_timeout = absl::ZeroDuration(), .cancel = cancel})
+            .status();
+      },
+      [&](std::stop_token cancel) {
+        return far_.AcquireAll({"a"}, {.acquire_timeout = absl::ZeroDuration(), .cancel = cancel})
+            .status();
+      }};
+  for (const auto& call : calls) {
+    link_->Will({}, Fate::kHeld);
+    std::stop_source cancel;
+    std::thread other([&] {
+      link_->AwaitHeld(1);
+      cancel.request_stop();
+    });
+    EXPECT_THAT(call(cancel.get_token()),
+                HasReason(Reason::kCancelled, HasSubstr("not answered yet")));
+    other.join();
+    link_->AnswerHeld();
+    EXPECT_FALSE(locks_.IsBusy("a")) << "what it obtained is given back";
+  }
+}
+
+// ---- The words ----
+
+TEST(OutageWordsTest, TheLastFailureSpeaksUnlessSomethingIsOpen) {
+  const absl::Time start = absl::UnixEpoch();
+  internal::Outage outage;
+  EXPECT_EQ(outage.ForMessage(start), "");
+  outage.Note(BackendUnavailableError("no route"), start);
+  EXPECT_THAT(outage.Error(start + absl::Seconds(1)),
+              HasReason(Reason::kBackendUnavailable, "no route"));
+  outage.Note(BackendUnavailableError("no host"), start + absl::Seconds(1));
+  EXPECT_THAT(outage.Error(start + absl::Seconds(2)),
+              HasReason(Reason::kBackendUnavailable, "no host (tried 2 times in 2s)"));
+  EXPECT_EQ(outage.ForMessage(start + absl::Seconds(2)),
+            "; the backend failed 2 times in 2s: no host");
+  outage.Note(BackendUnknownError("no reply"), start);
+  EXPECT_THAT(outage.Error(start + absl::Seconds(2)),
+              HasReason(Reason::kBackendUnknown, "no reply (tried 3 times in 2s)"));
+  outage.EndRow();
+  EXPECT_EQ(outage.ForMessage(start),
+            "; an attempt may have been executed, and is undone: no reply");
+}
+
+}  // namespace
+}  // namespace latchkey
