@@ -23,6 +23,39 @@ namespace latchkey {
 namespace internal {
 namespace {
 
+// How the whole went, by what the members answered. A loss comes first: whatever else failed,
+// others may have been inside. Then what is in the caller's hands, then the backend's failures.
+// Unavailable means that nothing was done, so it is no word for a set of which a part was.
+absl::Status OfAll(const std::vector<absl::Status>& statuses) {
+  const auto badness = [](const absl::Status& status) {
+    if (status.ok()) return 0;
+    switch (ReasonOf(status)) {
+      case Reason::kStolen:
+      case Reason::kExpired:
+      case Reason::kLost:
+        return 4;
+      case Reason::kBackendUnavailable:
+        return 1;
+      case Reason::kBackendUnknown:
+        return 2;
+      default:
+        return 3;
+    }
+  };
+  const absl::Status* worst = nullptr;
+  bool any_done = false;
+  for (const absl::Status& status : statuses) {
+    any_done |= status.ok();
+    if (worst == nullptr || badness(status) > badness(*worst)) worst = &status;
+  }
+  if (worst == nullptr) return absl::OkStatus();
+  if (any_done && ReasonOf(*worst) == Reason::kBackendUnavailable) {
+    return BackendUnknownError(
+        absl::StrCat(worst->message(), "; it was done for others of the set"));
+  }
+  return *worst;
+}
+
 // Waits for the answers of several holds, or passes them on.
 class Gathering : public RefCounted<Gathering> {
  public:
@@ -32,15 +65,15 @@ class Gathering : public RefCounted<Gathering> {
 
   void Answer(size_t index, absl::Status status) {
     absl::AnyInvocable<void(absl::Status)> done;
-    absl::Status first;
+    absl::Status whole;
     {
       absl::MutexLock lock(&mu_);
       statuses_[index] = std::move(status);
       if (--left_ > 0) return;
       done = std::move(done_);
-      first = First();
+      whole = OfAll(statuses_);
     }
-    if (done) done(std::move(first));
+    if (done) done(std::move(whole));
   }
 
   // Nothing if the answers are not there and this thread must not wait.
@@ -49,17 +82,10 @@ class Gathering : public RefCounted<Gathering> {
     if (left_ > 0 && CallbackScope::Active()) return std::nullopt;
     const auto complete = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return left_ == 0; };
     mu_.Await(absl::Condition(&complete));
-    return First();
+    return OfAll(statuses_);
   }
 
  private:
-  absl::Status First() const ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    for (const absl::Status& status : statuses_) {
-      if (!status.ok()) return status;
-    }
-    return absl::OkStatus();
-  }
-
   absl::Mutex mu_;
   size_t left_ ABSL_GUARDED_BY(mu_);
   std::vector<absl::Status> statuses_ ABSL_GUARDED_BY(mu_);
