@@ -4,7 +4,8 @@
 // minutes of waiting take microseconds and every run is the same. Give the same Clock to a manager
 // and to an in-memory backend.
 //
-// Thread safety: all methods may be called from any thread.
+// Thread safety: all methods may be called from any thread, also with a mutex of the library held.
+// They must not throw.
 #ifndef LATCHKEY_CORE_CLOCK_H_
 #define LATCHKEY_CORE_CLOCK_H_
 

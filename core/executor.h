@@ -32,7 +32,8 @@ class Executor {
   // An executor that shuts down may destroy a task without running it. Whom the task would have
   // told is then never told; a lock in it is released, and what waits for a set of locks, or for
   // the end of a transaction, ends. It must hold no mutex of its own meanwhile, and take (or drop)
-  // the tasks that come of it.
+  // the tasks that come of it. Execute must not throw; what it throws all the same is logged, and
+  // the task counts as dropped.
   virtual void Execute(Task task) = 0;
 };
 

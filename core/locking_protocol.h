@@ -27,7 +27,8 @@
 //     (a login, a permission), the status is kFailedPrecondition (BackendRefusedError): the caller
 //     does not repeat the step.
 //
-// Thread safety: all methods may be called from any number of threads at once.
+// Thread safety: all methods may be called from any number of threads at once. None may throw: what
+// goes wrong is told by the completion.
 // Lifetime: a backend outlives nothing by itself; LockManager and Lock share its ownership. Views
 // in a request (resource, owner) are only valid during the call: copy what is needed later.
 #ifndef LATCHKEY_CORE_LOCKING_PROTOCOL_H_

@@ -11,7 +11,8 @@
 // and gives it back as often.
 //
 // Thread safety: called from any thread, also at once, with no mutex of the library held. Methods
-// must be quick, must not block, and must not call the manager.
+// must be quick, must not block, must not call the manager, and must not throw. What one throws all
+// the same is logged and changes nothing about the request.
 #ifndef LATCHKEY_CORE_OBSERVER_H_
 #define LATCHKEY_CORE_OBSERVER_H_
 

@@ -5,7 +5,8 @@
 // answer is under way counts for nobody.
 //
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
-// call the library and not block.
+// call the library, not block and not throw. If a method throws all the same, the request that it
+// was asked about fails with kInternal (Reason::kException), and nobody is shed for it.
 #ifndef LATCHKEY_CORE_POLICY_ADMISSION_POLICY_H_
 #define LATCHKEY_CORE_POLICY_ADMISSION_POLICY_H_
 

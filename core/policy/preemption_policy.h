@@ -7,7 +7,8 @@
 // `preemptible` never is.
 //
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
-// call the library and not block.
+// call the library, not block and not throw. If a method throws all the same, the request that it
+// was asked about fails with kInternal (Reason::kException).
 #ifndef LATCHKEY_CORE_POLICY_PREEMPTION_POLICY_H_
 #define LATCHKEY_CORE_POLICY_PREEMPTION_POLICY_H_
 

@@ -6,7 +6,9 @@
 // Custom orders hold within one manager; between managers it is priority, then first come.
 //
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
-// call the library and not block.
+// call the library, not block and not throw. If Rank throws all the same, the request that it was
+// asked about fails with kInternal (Reason::kException); if another method does,
+// LockManager::Create.
 #ifndef LATCHKEY_CORE_POLICY_QUEUE_POLICY_H_
 #define LATCHKEY_CORE_POLICY_QUEUE_POLICY_H_
 
@@ -29,11 +31,12 @@ class QueuePolicy {
  public:
   virtual ~QueuePolicy() = default;
 
-  // The smallest rank is next. Called once for each request, when it begins to wait. Among equal
+  // The smallest rank is next. Called once for each request, before it begins to wait. Among equal
   // ranks the first come is next. A request with `skip_queue` gets the rank of the first of its
   // priority that waits, if that is smaller than its own, and goes before those of its rank.
   virtual absl::int128 Rank(const WaitingRequest& request) const = 0;
 
+  // The rest is asked once, by LockManager::Create.
   // May a request that has just arrived take a free lock before those who wait? Allowing it gives
   // more throughput under contention and less fairness. The manager refuses it (kUnimplemented at
   // Create) on a backend that cannot honour it.

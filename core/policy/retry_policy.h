@@ -6,7 +6,8 @@
 // complete, and gave everything back.
 //
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
-// call the library and not block.
+// call the library, not block and not throw. If a method throws all the same, the request that it
+// was asked about fails with kInternal (Reason::kException).
 #ifndef LATCHKEY_CORE_POLICY_RETRY_POLICY_H_
 #define LATCHKEY_CORE_POLICY_RETRY_POLICY_H_
 
@@ -32,7 +33,8 @@ class RetryPolicy {
   virtual ~RetryPolicy() = default;
   // How long to wait before asking again; infinite: only when woken, and after a failure of the
   // backend not at all, so that the request fails with it. The manager waits at least 1 ms,
-  // whatever it says, so that no policy keeps a thread busy.
+  // whatever it says, so that no policy keeps a thread busy; and after a failure at most half of
+  // the time for which the request goes on (AcquireOptions::outage_patience).
   virtual absl::Duration Delay(const RetryContext& context) const = 0;
 };
 
