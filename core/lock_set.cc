@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/btree_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "latchkey/core/internal/callback_scope.h"
@@ -117,8 +118,7 @@ int Badness(LockState state) {
 // What the callbacks of a set's members share.
 class SetListeners : public RefCounted<SetListeners> {
  public:
-  explicit SetListeners(std::vector<RefPtr<Hold>> holds)
-      : holds_(std::move(holds)), told_(holds_.size(), false) {}
+  explicit SetListeners(std::vector<RefPtr<Hold>> holds) : holds_(std::move(holds)) {}
 
   // The old ones go without the mutex.
   void SetOnYield(absl::AnyInvocable<void()> callback) {
@@ -131,20 +131,28 @@ class SetListeners : public RefCounted<SetListeners> {
   }
 
   void OnYield(size_t index) {
-    // Without the mutex: looking at a hold may tell news.
-    std::vector<bool> yielding(holds_.size());
-    for (size_t i = 0; i < holds_.size(); ++i) {
-      yielding[i] = i != index && holds_[i]->State() == LockState::kYielding;
-    }
     absl::AnyInvocable<void()> callback;
-    {
+    for (;;) {
+      std::optional<size_t> other;
+      {
+        absl::MutexLock lock(&mu_);
+        if (!telling_) other = ToldOfAnother(index);
+        if (!other) {
+          told_of_.insert(index);
+          if (telling_ || on_yield_ == nullptr) return;
+          callback = std::exchange(on_yield_, nullptr);
+          telling_ = true;
+          break;
+        }
+      }
+      // Without the mutex: looking at a hold may tell news.
+      const bool still_yields = holds_[*other]->State() == LockState::kYielding;
       absl::MutexLock lock(&mu_);
-      bool known = telling_;
-      for (size_t i = 0; i < holds_.size(); ++i) known |= yielding[i] && told_[i];
-      told_[index] = true;
-      if (known || on_yield_ == nullptr) return;
-      callback = std::exchange(on_yield_, nullptr);
-      telling_ = true;
+      if (still_yields) {  // So the set is known to yield.
+        told_of_.insert(index);
+        return;
+      }
+      told_of_.erase(*other);
     }
     callback();
     absl::MutexLock lock(&mu_);
@@ -162,9 +170,17 @@ class SetListeners : public RefCounted<SetListeners> {
   }
 
  private:
+  std::optional<size_t> ToldOfAnother(size_t index) const ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    for (const size_t other : told_of_) {
+      if (other != index) return other;
+    }
+    return std::nullopt;
+  }
+
   const std::vector<RefPtr<Hold>> holds_;
   absl::Mutex mu_;
-  std::vector<bool> told_ ABSL_GUARDED_BY(mu_);
+  // Members whose requests to yield were told, or came while another was known.
+  absl::btree_set<size_t> told_of_ ABSL_GUARDED_BY(mu_);
   bool telling_ ABSL_GUARDED_BY(mu_) = false;
   absl::AnyInvocable<void()> on_yield_ ABSL_GUARDED_BY(mu_);
   absl::AnyInvocable<void(LockState)> on_lost_ ABSL_GUARDED_BY(mu_);
@@ -201,6 +217,21 @@ std::vector<RefPtr<Hold>> LockSetRep::HoldsOf(const std::variant<Lock, LockSet>&
   return {RefPtr<Hold>::Share(&HoldOf(std::get<Lock>(held)))};
 }
 
+FencingToken LockSetRep::TokenOf(std::string_view resource) {
+  constexpr size_t kFew = 8;
+  if (members.size() <= kFew) {
+    for (const Member& member : members) {
+      if (member.resource == resource) return member.lock.fencing_token();
+    }
+    return 0;
+  }
+  if (by_resource.empty()) {
+    for (const Member& member : members) by_resource.emplace(member.resource, &member);
+  }
+  const auto found = by_resource.find(resource);
+  return found == by_resource.end() ? 0 : found->second->lock.fencing_token();
+}
+
 SetListeners& LockSetRep::Listeners() {
   if (!listeners) listeners = RefPtr<SetListeners>::Adopt(new SetListeners(Holds()));
   return *listeners;
@@ -230,11 +261,7 @@ std::vector<std::string_view> LockSet::resources() const {
 }
 
 FencingToken LockSet::fencing_token(std::string_view resource) const {
-  if (rep_ == nullptr) return 0;
-  for (const LockSetRep::Member& member : rep_->members) {
-    if (member.resource == resource) return member.lock.fencing_token();
-  }
-  return 0;
+  return rep_ == nullptr ? 0 : rep_->TokenOf(resource);
 }
 
 // Looking at a member may bring news, whose callback may destroy this set: what is needed of it

@@ -10,8 +10,10 @@
 #include <variant>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/ref_counted.h"
+#include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
 #include "latchkey/core/lock_set.h"
 
@@ -51,7 +53,12 @@ struct LockSetRep {
 
   SetListeners& Listeners();
 
-  std::vector<Member> members;
+  // 0 if it is no member.
+  FencingToken TokenOf(std::string_view resource);
+
+  std::vector<Member> members;  // Constant once the set was handed out.
+  // Made when a large set is first asked; its keys view the members.
+  absl::flat_hash_map<std::string_view, const Member*> by_resource;
   bool released = false;
   RefPtr<SetListeners> listeners;
   bool hears_yield = false;

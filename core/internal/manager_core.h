@@ -124,7 +124,9 @@ struct Waiter : RefCounted<Waiter> {
 
   // Gives back what its set holds when somebody of higher priority wants that.
   bool gives_way = false;
-  uint64_t waits_since = 0;  // Set by the WaitGraph when it begins to wait.
+  // Set by the WaitGraph: when it began to wait, and where it is among its owner's waits.
+  uint64_t waits_since = 0;
+  size_t place_in_graph = 0;
 
   // The rest is guarded by shard->mu, but for `done` and what `TakeFinished` has taken.
   WaitQueue* queue = nullptr;  // Null: not waiting any more.

@@ -63,10 +63,10 @@ std::shared_ptr<RunState> RunState::Start(Clock& clock, std::string_view resourc
 }
 
 FencingToken RunState::fencing_token(std::string_view resource) const {
-  for (const Member& member : members_) {
-    if (member.resource == resource) return member.token;
-  }
-  return 0;
+  const auto found = std::lower_bound(
+      members_.begin(), members_.end(), resource,
+      [](const Member& member, std::string_view name) { return member.resource < name; });
+  return found == members_.end() || found->resource != resource ? 0 : found->token;
 }
 
 std::string RunState::Name() const {

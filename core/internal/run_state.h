@@ -79,7 +79,7 @@ class RunState : public std::enable_shared_from_this<RunState> {
     std::string resource;
     FencingToken token;
   };
-  std::vector<Member> members_;  // Constant.
+  std::vector<Member> members_;  // Constant; sorted by name, as a run takes its locks.
   const absl::Duration max_execution_;
   const absl::Duration max_occupation_;
 

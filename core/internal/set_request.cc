@@ -15,6 +15,9 @@ namespace {
 
 // Where the retry policy names none.
 constexpr absl::Duration kLongestPause = absl::Milliseconds(100);
+// So many members it asks for at once after a wait, where that saves time; then twice as many each
+// time that none of them was in the way.
+constexpr size_t kAskedAfterAWait = 8;
 
 // Does a member's request end so by what the manager decided, and not by what the backend said?
 bool IsOfManager(Reason reason) {
@@ -188,8 +191,11 @@ void SetRequest::Begin() {
       return;
     }
   }
-  if (!core_.capabilities().answers_at_once) PrepareToWait();
-  if (!finished_) AskAll();
+  if (!core_.capabilities().answers_at_once) {
+    PrepareToWait();
+    ask_at_once_ = members_.size();
+  }
+  if (!finished_) BeginPass(0);
 }
 
 void SetRequest::PrepareToWait() {
@@ -217,15 +223,14 @@ void SetRequest::Handle(Event& event) {
   if (event.round != round_) return;
   switch (event.kind) {
     case Event::kAsked: {
-      Member& member = *members_[event.index];
       --answers_due_;
       answered_ |= event.lock->ok() || event.reply;
       if (event.lock->ok()) {
-        Take(member, **std::move(event.lock));
+        Take(event.index, **std::move(event.lock));
       } else if (event.reply) {
-        Note(member, *event.reply);
+        Note(*members_[event.index], *event.reply);
       } else {
-        member.failure = event.lock->status();
+        members_[event.index]->failure = event.lock->status();
       }
       if (answers_due_ == 0) AllAsked();
       return;
@@ -247,18 +252,20 @@ void SetRequest::Handle(Event& event) {
   }
 }
 
-void SetRequest::AskAll() {
-  std::vector<size_t> missing;
-  for (size_t i = 0; i < members_.size(); ++i) {
-    if (!members_[i]->held) missing.push_back(i);
-  }
-  answers_due_ = missing.size();
-  if (missing.empty()) {
-    AllAsked();
-    return;
-  }
-  for (const size_t i : missing) {
+void SetRequest::BeginPass(size_t from) {
+  pass_begin_ = asked_end_ = from;
+  answers_due_ = 0;  // What was asked before does not matter any more.
+  AskSome();
+}
+
+void SetRequest::AskSome() {
+  asked_begin_ = asked_end_;
+  for (; asked_end_ < members_.size() && answers_due_ < ask_at_once_; ++asked_end_) {
+    const size_t i = asked_end_;
+    if (members_[i]->held) continue;
     members_[i]->failure = absl::OkStatus();
+    // Answers that come at once are in the inbox, too.
+    ++answers_due_;
     core_.TryAsync(members_[i]->resource, members_[i]->options,
                    [self = RefPtr<SetRequest>::Share(this), round = round_, i](
                        absl::StatusOr<Lock> lock, std::optional<ObtainReply> reply) {
@@ -269,12 +276,16 @@ void SetRequest::AskAll() {
                                  .reply = std::move(reply)});
                    });
   }
+  if (answers_due_ == 0) AllAsked();
 }
 
-void SetRequest::Take(Member& member, Lock lock) {
+void SetRequest::Take(size_t index, Lock lock) {
+  Member& member = *members_[index];
   member.lock = std::move(lock);
   member.held = true;
   member.other_known = false;
+  held_end_ = std::max(held_end_, index + 1);
+  unheard_.push_back(&member);
 }
 
 void SetRequest::Note(Member& member, const ObtainReply& reply) {
@@ -299,48 +310,69 @@ void SetRequest::Note(Member& member, const ObtainReply& reply) {
 }
 
 void SetRequest::AllAsked() {
-  size_t first = members_.size();
-  size_t hard = members_.size();
-  for (size_t i = members_.size(); i-- > 0;) {
-    if (members_[i]->held) continue;
-    first = i;
-    if (!members_[i]->soft || !members_[i]->failure.ok()) hard = i;
-  }
+  const auto in_the_way = [](const Member& member) {
+    return !member.held && (!member.soft || !member.failure.ok());
+  };
+  size_t hard = asked_begin_;
+  while (hard < asked_end_ && !in_the_way(*members_[hard])) ++hard;
   const absl::Status failed = NoteFailures();
+  if (hard < asked_end_) {
+    blocked_ = hard;
+    if (!failed.ok()) {
+      Fail(failed);
+      return;
+    }
+    if (timeout_ == absl::ZeroDuration()) {
+      GiveUp(Reason::kAcquireTimeout);
+      return;
+    }
+    // To hear nothing is no attempt; whoever waits for that member asks again in due time.
+    if (members_[hard]->failure.ok() && !CountAttempt()) return;
+    GiveBack(hard + 1);
+    WaitFor(hard, /*reserve_only=*/false);
+    return;
+  }
+  if (!core_.capabilities().answers_at_once) {
+    ask_at_once_ = std::min(2 * ask_at_once_, members_.size());
+  }
+  if (asked_end_ < members_.size()) {
+    AskSome();
+    return;
+  }
+  const size_t first = FirstMissing(0);
   if (first == members_.size()) {
     Complete();
     return;
   }
-  blocked_ = hard < members_.size() ? hard : first;
-  if (!failed.ok()) {
-    Fail(failed);
+  if (first < pass_begin_) {  // What it knows of that one is old.
+    BeginPass(0);
     return;
   }
+  blocked_ = first;
   if (timeout_ == absl::ZeroDuration()) {
     GiveUp(Reason::kAcquireTimeout);
     return;
   }
-  if (hard == members_.size()) {
-    WaitFor(first, /*reserve_only=*/true);
-    return;
-  }
-  // To hear nothing is no attempt; whoever waits for that member asks again in due time.
-  if (members_[hard]->failure.ok() && !CountAttempt()) return;
-  GiveBack(hard + 1);
-  WaitFor(hard, /*reserve_only=*/false);
+  WaitFor(first, /*reserve_only=*/true);
+}
+
+size_t SetRequest::FirstMissing(size_t from) const {
+  while (from < members_.size() && members_[from]->held) ++from;
+  return from;
 }
 
 absl::Status SetRequest::NoteFailures() {
   const absl::Time now = core_.clock().Now();
   const Member* lasting = nullptr;  // Asking again would not help.
   bool any = false;
-  for (const std::unique_ptr<Member>& member : members_) {
-    if (member->held || member->failure.ok()) continue;
+  for (size_t i = asked_begin_; i < asked_end_; ++i) {
+    const Member& member = *members_[i];
+    if (member.held || member.failure.ok()) continue;
     any = true;
-    if (MayPass(member->failure)) {
-      outage_.Note(member->failure, now);
+    if (MayPass(member.failure)) {
+      outage_.Note(member.failure, now);
     } else {
-      lasting = member.get();
+      lasting = &member;
     }
   }
   if (lasting != nullptr) outage_.Note(lasting->failure, now);
@@ -383,17 +415,17 @@ void SetRequest::OnGranted(Event& event) {
   if (event.lock->ok()) {
     answered_ = true;
     outage_.EndRow();
-    Take(*members_[event.index], **std::move(event.lock));
+    Take(event.index, **std::move(event.lock));
     if (!reserving_) {
-      AskAll();
+      BeginPass(given_back_from_);
       return;
     }
-    for (size_t i = 0; i < members_.size(); ++i) {
-      if (members_[i]->held) continue;
-      WaitFor(i, /*reserve_only=*/true);
-      return;
+    const size_t next = FirstMissing(event.index + 1);
+    if (next < members_.size()) {
+      WaitFor(next, /*reserve_only=*/true);
+    } else {
+      Complete();
     }
-    Complete();
     return;
   }
   const absl::Status& status = event.lock->status();
@@ -460,7 +492,7 @@ void SetRequest::Restart() {
     const bool again = now - restarted_ < ManagerCore::kShortestRetryDelay;
     restarted_ = now;
     if (!again) {
-      AskAll();
+      BeginPass(0);
       return;
     }
     const absl::StatusOr<absl::Duration> delay = RetryDelay(blocked_);
@@ -501,19 +533,23 @@ void SetRequest::NoteOutageOfWaiter() {
 }
 
 void SetRequest::GiveBack(size_t index) {
-  for (; index < members_.size(); ++index) {
-    Member& member = *members_[index];
+  for (size_t i = index; i < held_end_; ++i) {
+    Member& member = *members_[i];
     member.on_yield.reset();
     member.lock = Lock();
     member.held = false;
   }
+  held_end_ = std::min(held_end_, index);
+  given_back_from_ = index;
+  ask_at_once_ = core_.capabilities().answers_at_once ? 1 : kAskedAfterAWait;
 }
 
 void SetRequest::Listen() {
-  for (const std::unique_ptr<Member>& member : members_) {
+  for (Member* const member : unheard_) {
     if (!member->held || member->on_yield) continue;
     member->on_yield.emplace(member->lock.stop_token(), YieldFn{this, round_});
   }
+  unheard_.clear();
 }
 
 bool SetRequest::CountAttempt() {

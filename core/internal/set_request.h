@@ -1,14 +1,19 @@
 // SetRequest is one AcquireAll under way.
 //
-// How it goes, in rounds. It first asks for every member without reserving any: what is free it
-// takes. If that was all, it is done. A member that is in the way is *soft* if its holder may be
-// asked to yield, else *hard*. If any is hard, it gives back what comes after the first of those in
-// the order of the set, waits for that one in its queue, and begins the next round: so nobody is
-// asked to yield for a set that cannot be had anyway, and since what it holds while it waits in a
-// queue comes before what it waits for, sets in sorted order cannot wait for each other in a
-// circle. If all are soft, it reserves one after the other and waits for it. If it loses a
-// reservation to somebody else, it gives everything back, lets a random time pass, waits for that
-// member in its queue, and begins anew.
+// How it goes, in passes over the members in the order of the set. It asks for each without
+// reserving any: what is free it takes. If that was all, it is done. A member that is in the way is
+// *soft* if its holder may be asked to yield, else *hard*. At the first that is hard it gives back
+// what comes after that, waits for that one in its queue, and goes on behind it: so nobody is asked
+// to yield for a set that cannot be had anyway, and since what it holds while it waits in a queue
+// comes before what it waits for, sets in sorted order cannot wait for each other in a circle. If
+// all that is missing is soft, as one pass from the beginning has seen, it reserves one after the
+// other and waits for it. If it loses a reservation to somebody else, it gives everything back,
+// lets a random time pass, waits for that member in its queue, and begins anew.
+//
+// A set is often waited for while another set gives it back, member by member. So what it asks for
+// at once behind a member that it had to wait for, and would give back if the next one is hard, is
+// in proportion to what it has gained since: all in all it asks for each member a few times,
+// however many there are.
 //
 // It may be preempted, too: if a member that it holds is asked to yield, or is lost, it gives
 // everything back and begins anew.
@@ -106,12 +111,17 @@ class SetRequest : public RefCounted<SetRequest> {
   // The timeout, and the news that the manager is destroyed.
   void PrepareToWait();
   void Handle(Event& event);
-  void AskAll();
-  void Take(Member& member, Lock lock);
-  void Note(Member& member, const ObtainReply& reply);
+  // Asks for what is missing from `from` on, and then for what is missing before.
+  void BeginPass(size_t from);
+  void AskSome();
   void AllAsked();
-  // Notes which members the backend failed to answer about. The error if the set ends for that.
+  // Notes about which of those that were asked last the backend failed to answer. The error if the
+  // set ends for that.
   absl::Status NoteFailures();
+  // The first from `from` on that is not held; the number of members if there is none.
+  size_t FirstMissing(size_t from) const;
+  void Take(size_t index, Lock lock);
+  void Note(Member& member, const ObtainReply& reply);
   void WaitFor(size_t index, bool reserve_only);
   void OnGranted(Event& event);
   // Gives everything back and begins anew; if it has lost a member, or does so again and again, not
@@ -126,7 +136,7 @@ class SetRequest : public RefCounted<SetRequest> {
   bool IsAsking() const;
   // What its waiter has heard instead of answers is the set's.
   void NoteOutageOfWaiter();
-  // Gives back the members from `index` on.
+  // Gives back the members from `index` on; the next pass begins there.
   void GiveBack(size_t index);
   // Hears when a member that it holds is wanted by others.
   void Listen();
@@ -163,7 +173,15 @@ class SetRequest : public RefCounted<SetRequest> {
   Outage outage_;
   bool answered_ = false;  // Was there any answer?
   size_t answers_due_ = 0;
-  size_t blocked_ = 0;  // The member that it waits for, or that was last in the way.
+  // Of this pass: where it began, what was asked last and is not answered, and what is asked next.
+  size_t pass_begin_ = 0;
+  size_t asked_begin_ = 0;
+  size_t asked_end_ = 0;
+  size_t ask_at_once_ = 1;
+  size_t held_end_ = 0;           // None from here on is held.
+  size_t given_back_from_ = 0;    // Where it goes on with what it waits for.
+  std::vector<Member*> unheard_;  // Taken since it listened last.
+  size_t blocked_ = 0;            // The member that it waits for, or that was last in the way.
   absl::Time began_;
   absl::Time restarted_ = absl::InfinitePast();
   std::optional<std::stop_source> wait_stop_;

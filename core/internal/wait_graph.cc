@@ -64,7 +64,9 @@ void WaitGraph::Add(Waiter& waiter) {
   absl::MutexLock lock(&mu_);
   waiter.in_graph = true;
   waiter.waits_since = time_.fetch_add(1, std::memory_order_relaxed) + 1;
-  waits_[waiter.owner].push_back({&waiter, waiter.waits_since});
+  std::vector<Wait>& waits = waits_[waiter.owner];
+  waiter.place_in_graph = waits.size();
+  waits.push_back({&waiter, waiter.waits_since});
   waits_count_.fetch_add(1, std::memory_order_relaxed);
   Resource& resource = resources_[waiter.resource.bytes()];
   ++resource.waits;
@@ -75,7 +77,11 @@ void WaitGraph::Remove(Waiter& waiter) {
   absl::MutexLock lock(&mu_);
   waiter.in_graph = false;
   const auto waits = waits_.find(waiter.owner);
-  std::erase_if(waits->second, [&](const Wait& wait) { return wait.waiter == &waiter; });
+  // An owner may wait for many resources, so the last takes its place.
+  const Wait last = waits->second.back();
+  waits->second[waiter.place_in_graph] = last;
+  last.waiter->place_in_graph = waiter.place_in_graph;
+  waits->second.pop_back();
   if (waits->second.empty()) waits_.erase(waits);
   waits_count_.fetch_sub(1, std::memory_order_relaxed);
   const auto resource = resources_.find(waiter.resource.bytes());
@@ -145,10 +151,7 @@ std::vector<WaitGraph::Circle> WaitGraph::TakeSuspects() {
 bool WaitGraph::Stands(const Circle& circle) {
   absl::MutexLock lock(&mu_);
   for (const Link& link : circle.links) {
-    const auto waits = waits_.find(link.waiter->owner);
-    if (waits == waits_.end()) return false;
-    const auto same = [&](const Wait& wait) { return wait.waiter == link.waiter.get(); };
-    if (std::none_of(waits->second.begin(), waits->second.end(), same)) return false;
+    if (!link.waiter->in_graph) return false;
     const auto resource = resources_.find(link.waiter->resource.bytes());
     if (resource == resources_.end() || resource->second.holder != link.holder) return false;
   }

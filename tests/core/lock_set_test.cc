@@ -84,6 +84,38 @@ TEST_F(LockSetTest, KeepsTheOrderOfTheCallerOnRequest) {
   EXPECT_THAT(set->resources(), ElementsAre("b", "a"));
 }
 
+TEST_F(LockSetTest, KnowsTheTokenOfEachOfMany) {
+  std::vector<LockRequest> requests;
+  std::vector<std::string> names;
+  for (int i = 0; i < 100; ++i) {
+    names.push_back(absl::StrCat("name ", i * 37 % 100));
+    requests.push_back({names.back(), {}});
+  }
+  const auto expect_tokens = [&](const auto& held) {
+    int found = 0;
+    for (const ResourceSnapshot& now : locks_.Snapshot()) {
+      EXPECT_EQ(held.fencing_token(now.state.resource), now.state.token) << now.state.resource;
+      ++found;
+    }
+    EXPECT_EQ(found, 100);
+    for (const char* name : {"", "name", "name 100", "zzz"})
+      EXPECT_EQ(held.fencing_token(name), 0u);
+  };
+  for (const LockOrder order : {LockOrder::kSorted, LockOrder::kAsGiven}) {
+    absl::StatusOr<LockSet> set = locks_.AcquireAll(requests, order);
+    ASSERT_TRUE(set.ok()) << set.status();
+    const LockSet moved = *std::move(set);
+    expect_tokens(moved);
+  }
+  EXPECT_TRUE(locks_
+                  .RunAll(names, {},
+                          [&](LockContext& context) {
+                            expect_tokens(context);
+                            return absl::OkStatus();
+                          })
+                  .ok());
+}
+
 TEST_F(LockSetTest, TakesAListMadeAtRunTime) {
   const std::vector<std::string> names = {"x", "y"};
   absl::StatusOr<LockSet> set = locks_.AcquireAll(names);
