@@ -35,7 +35,8 @@ struct AcquireOptions {
   // it.
   Priority priority = 0;
 
-  // False: nobody may ask this hold to yield, whatever their priority. Entering a hold again with
+  // False: nobody may ask this hold to yield, nor take it by force, whatever their priority. So as
+  // long as it is renewed, nobody else enters; `max_hold` bounds that. Entering a hold again with
   // false ends a reservation that stands. It is the whole hold's, to its end: the owner's other
   // handles are protected as well, also after the one that asked for it was released. (So is a
   // priority that was raised.)
@@ -103,8 +104,8 @@ struct AcquireOptions {
   std::stop_token cancel = {};
 
   // For bodies (Run, RunAll) and transactions, positive: how long the body may run, and how long
-  // waiting and running may take together, before the body is asked to stop. The lock is never
-  // freed under it.
+  // waiting and running may take together, before the body is asked to stop. The limit never frees
+  // the lock under it.
   absl::Duration max_execution_time = absl::InfiniteDuration();
   absl::Duration max_occupation_time = absl::InfiniteDuration();
 

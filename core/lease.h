@@ -18,10 +18,11 @@ namespace latchkey {
 // How urgent a request is. Larger wins; equal never preempts. Any int64 is allowed, also negative.
 using Priority = int64_t;
 
-// A number that grows with every grant of a resource and never goes back, also across forced
-// hand-over, expiry and restarts. Pass it along with each write to the protected resource, and let
-// the resource refuse a smaller one than it has already seen: then a holder that was paused past
-// its lease can do no harm. 0 is "no token"; the first grant has at least 1.
+// A number that grows with every grant of a resource, also across forced hand-over, expiry and
+// restarts (docs/explanation/guarantees.md, S2, says what that assumes). Pass it along with each
+// write to the protected resource, and let the resource refuse a smaller one than it has already
+// seen: then a holder that was paused past its lease can do no harm. 0 is "no token"; the first
+// grant has at least 1.
 using FencingToken = uint64_t;
 
 // Names one acquisition (one attempt to lock one resource), and with it the handle that the attempt

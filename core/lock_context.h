@@ -10,8 +10,8 @@
 //     return absl::OkStatus();
 //   });
 //
-// Nobody takes the lock away from a body that runs longer than it may: it is asked to stop, and the
-// lock is released when it returns.
+// A body that runs longer than it may keeps its lock: it is asked to stop, and the lock is released
+// when it returns. It may lose the lock as any holder may (core/lock.h), which CheckPoint() tells.
 //
 // Thread safety: all methods may be called from any thread. Copies are the same context. It may be
 // kept after the body has finished: then it says that the lock was released.

@@ -133,8 +133,9 @@ class LockManager {
   void AcquireAsync(ResourceName resource, const AcquireOptions& options, AcquireCallback done);
 
   // Waits for all of these resources, or none; duplicates are dropped, and an empty list succeeds
-  // at once with a set of nothing. Nobody is asked to yield as long as another member cannot be had
-  // anyway. If a member is taken away before the set is complete, everything is given back and
+  // at once with a set of nothing. Nobody is asked to yield as long as another member is known not
+  // to be had anyway (where the backend cannot tell whether a holder is preemptible, it is taken
+  // to be). If a member is taken away before the set is complete, everything is given back and
   // asked for anew. With an empty list nothing is looked at: invalid options and a `cancel` that
   // was requested to stop make no error.
   //

@@ -4,11 +4,11 @@
 // reserving any: what is free it takes. If that was all, it is done. A member that is in the way is
 // *soft* if its holder may be asked to yield, else *hard*. At the first that is hard it gives back
 // what comes after that, waits for that one in its queue, and goes on behind it: so nobody is asked
-// to yield for a set that cannot be had anyway, and since what it holds while it waits in a queue
-// comes before what it waits for, sets in sorted order cannot wait for each other in a circle. If
-// all that is missing is soft, as one pass from the beginning has seen, it reserves one after the
-// other and waits for it. If it loses a reservation to somebody else, it gives everything back,
-// lets a random time pass, waits for that member in its queue, and begins anew.
+// to yield for a set that is known not to be had anyway, and since what it holds while it waits in
+// a queue comes before what it waits for, sets in sorted order cannot wait for each other in a
+// circle. If all that is missing is soft, as one pass from the beginning has seen, it reserves one
+// after the other and waits for it. If it loses a reservation to somebody else, it gives everything
+// back, lets a random time pass, waits for that member in its queue, and begins anew.
 //
 // A set is often waited for while another set gives it back, member by member. So what it asks for
 // at once behind a member that it had to wait for, and would give back if the next one is hard, is

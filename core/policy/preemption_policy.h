@@ -4,7 +4,7 @@
 //   locks.Acquire("lights", {.priority = 100, .preemption = ForceAfter(absl::Seconds(2))});
 //
 // Whatever it says, only a strictly lower priority is ever preempted, and a holder that is not
-// `preemptible` never is.
+// `preemptible` never is, by force or not: it is waited for, however long it renews its lease.
 //
 // Thread safety: policies are stateless and called from any thread, also at once. They must not
 // call the library, not block and not throw. If a method throws all the same, the request that it

@@ -1,5 +1,5 @@
-// How long a waiting thief reserves, and what it costs its victim if the thief dies meanwhile
-// (S4): over a faulty link, as leases without end need no such care.
+// How long a waiting thief reserves, what it costs its victim if the thief dies meanwhile (S4), and
+// which holds it does not get (L2): over a faulty link, as leases without end need no such care.
 #include <memory>
 #include <optional>
 #include <utility>
@@ -105,6 +105,73 @@ TEST_F(ReservationTest, AThiefThatDiesDoesNotCostItsVictimAShorterLease) {
     (**held)->ReleaseAsync();
     clock_.AdvanceBy(absl::Minutes(2));
   }
+}
+
+// What L2 does not bound: neither leases that are renewed nor force end such a hold.
+TEST_F(ReservationTest, AHoldThatCannotBePreemptedLastsAsLongAsItIsRenewed) {
+  const auto holder = NewClient();
+  const auto thief = NewClient();
+  AcquireOptions protected_hold = Renewed(absl::Seconds(3));
+  protected_hold.preemptible = false;
+  const auto held = Ask(*holder, protected_hold);
+  clock_.AdvanceBy(absl::Seconds(1));
+  ASSERT_TRUE(*held && (*held)->ok());
+  AcquireOptions forced = Renewed(absl::Seconds(3), 9);
+  forced.preemption_grace = absl::ZeroDuration();
+  const auto stolen = Ask(*thief, forced);
+  clock_.AdvanceBy(absl::Minutes(10));
+  EXPECT_EQ((**held)->state(), LockState::kHeld);
+  EXPECT_FALSE(*stolen);
+  (**held)->ReleaseAsync();
+  clock_.AdvanceBy(absl::Minutes(1));
+  EXPECT_TRUE(*stolen && (*stolen)->ok());
+}
+
+TEST_F(ReservationTest, AHoldBecomesProtectedWhileItIsReserved) {
+  for (const bool by_priority : {false, true}) {
+    const auto holder = NewClient();
+    const auto thief = NewClient();
+    AcquireOptions options = Renewed(absl::Seconds(3));
+    options.owner = "holder";
+    const auto held = Ask(*holder, options);
+    clock_.AdvanceBy(absl::Seconds(1));
+    ASSERT_TRUE(*held && (*held)->ok());
+    const auto stolen = Ask(*thief, Renewed(absl::Seconds(3), 9));
+    clock_.AdvanceBy(absl::Milliseconds(100));
+    EXPECT_EQ((**held)->state(), LockState::kYielding);
+    if (by_priority) {
+      options.priority = 9;
+    } else {
+      options.preemptible = false;
+    }
+    const auto entered = Ask(*holder, options);
+    clock_.AdvanceBy(absl::Minutes(10));
+    ASSERT_TRUE(*entered && (*entered)->ok());
+    EXPECT_EQ((**held)->state(), LockState::kHeld);
+    EXPECT_FALSE(*stolen);
+    (**held)->ReleaseAsync();
+    (**entered)->ReleaseAsync();
+    clock_.AdvanceBy(absl::Minutes(1));
+    EXPECT_TRUE(*stolen && (*stolen)->ok());
+    (**stolen)->ReleaseAsync();
+    clock_.AdvanceBy(absl::Minutes(1));
+  }
+}
+
+TEST_F(ReservationTest, MaxHoldBoundsAHoldThatCannotBePreempted) {
+  const auto holder = NewClient();
+  const auto thief = NewClient();
+  AcquireOptions options = Renewed(absl::Seconds(3));
+  options.preemptible = false;
+  options.max_hold = absl::Seconds(20);
+  const auto held = Ask(*holder, options);
+  clock_.AdvanceBy(absl::Seconds(1));
+  const auto stolen = Ask(*thief, Renewed(absl::Seconds(3), 9));
+  clock_.AdvanceBy(absl::Seconds(15));
+  EXPECT_FALSE(*stolen);
+  clock_.AdvanceBy(absl::Seconds(10));
+  EXPECT_TRUE(*stolen && (*stolen)->ok());
+  EXPECT_EQ((**held)->state(), LockState::kExpired);
 }
 
 TEST_F(ReservationTest, AThiefKeepsItsReservationUntilAShorterLeaseIsOver) {

@@ -254,7 +254,7 @@ ltl l1_somebody { [] (asking -> <> somebody_inside) }
 /* What order adds among equals: if holds end again and again, the asker itself enters. */
 ltl l1_in_order { ([] <> (h_owner == 0)) -> [] (asking -> <> entered) }
 #endif
-/* L2: the highest priority enters, whatever the others do. */
+/* L2: the highest priority enters, whatever the others do, unless their hold cannot be preempted. */
 ltl l2 { [] (asking -> <> entered) }
 #endif
 #endif
