@@ -194,7 +194,7 @@ ResourceState Hold::Describe() {
   const absl::Time now = shard_->core->clock().Now();
   absl::MutexLock lock(&mu_);
   state.held = Exclusive(state_) && now < End();
-  state.reserved = state_ == LockState::kYielding;
+  state.reserved = state.held && state_ == LockState::kYielding;
   if (terms_.acquired != absl::InfinitePast()) state.age = now - terms_.acquired;
   if (End() != absl::InfiniteFuture()) state.remaining_lease = End() - now;
   return state;

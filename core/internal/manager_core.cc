@@ -1756,11 +1756,24 @@ void ManagerCore::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event)
 
 // ---- Looking in ----
 
+std::vector<ResourceState> ManagerCore::HeldBy(const std::vector<RefPtr<Hold>>& handles) {
+  std::vector<ResourceState> states;
+  for (const RefPtr<Hold>& handle : handles) {
+    // Its Lock may outlive the hold.
+    if (ResourceState state = handle->Describe(); state.held) states.push_back(std::move(state));
+  }
+  return states;
+}
+
 bool ManagerCore::IsBusy() {
   for (CoreShard& shard : shards_) {
     if (shard.waiting.load(std::memory_order_relaxed) > 0) return true;
-    absl::MutexLock lock(&shard.mu);
-    if (!shard.holds.empty()) return true;
+    std::vector<RefPtr<Hold>> holds;
+    {
+      absl::MutexLock lock(&shard.mu);
+      for (Hold* const hold : shard.holds) holds.push_back(RefPtr<Hold>::Share(hold));
+    }
+    if (!HeldBy(holds).empty()) return true;
   }
   // A resource that is free, but reserved, is not to be had either.
   bool busy = false;
@@ -1771,14 +1784,16 @@ bool ManagerCore::IsBusy() {
 
 bool ManagerCore::IsBusy(ResourceName resource) {
   CoreShard& shard = ShardOf(resource);
+  std::vector<RefPtr<Hold>> holds;
   {
     absl::MutexLock lock(&shard.mu);
     const WaitQueue* const queue = FindQueue(shard, resource);
     if (queue != nullptr && !queue->empty()) return true;
     for (Hold* const hold : shard.holds) {
-      if (hold->terms().resource == resource.bytes()) return true;
+      if (hold->terms().resource == resource.bytes()) holds.push_back(RefPtr<Hold>::Share(hold));
     }
   }
+  if (!HeldBy(holds).empty()) return true;
   bool busy = false;
   backend_->Inspect(resource,
                     [&busy](const ResourceState& state) { busy |= state.held || state.reserved; });
@@ -1814,9 +1829,8 @@ std::vector<ResourceSnapshot> ManagerCore::Snapshot() {
             [](const ResourceSnapshot::Waiter& waiter) { return waiter.reserved; });
       }
     }
-    for (const RefPtr<Hold>& hold : holds) {
-      ResourceSnapshot& snapshot = resources[hold->terms().resource];
-      ResourceState state = hold->Describe();
+    for (ResourceState& state : HeldBy(holds)) {
+      ResourceSnapshot& snapshot = resources[state.resource];
       if (snapshot.state.held) state.handles += snapshot.state.handles;
       snapshot.state = std::move(state);
     }

@@ -503,6 +503,9 @@ class ManagerCore {
   void OnAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer);
   void OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event);
 
+  // What those of the handles hold that have not lost it by now.
+  static std::vector<ResourceState> HeldBy(const std::vector<RefPtr<Hold>>& handles);
+
   const std::shared_ptr<LockingProtocol> backend_;
   const BackendCapabilities& capabilities_;
   const LockManagerOptions options_;

@@ -26,17 +26,17 @@ namespace {
 class QuorumManagerTest : public ::testing::Test {
  protected:
   using Pending = std::shared_ptr<std::optional<absl::StatusOr<Lock>>>;
+  static constexpr Faults kDelays = {.min_delay = absl::Milliseconds(1),
+                                     .max_delay = absl::Milliseconds(5)};
 
   QuorumManagerTest() {
     std::vector<std::shared_ptr<LockingProtocol>> links;
     for (uint64_t seed = 1; seed <= 5; ++seed) {
-      links.push_back(std::make_shared<FaultInjectingProtocol>(
+      links_.push_back(std::make_shared<FaultInjectingProtocol>(
           NewMemoryBackend({.clock = &clock_}),
           FaultInjectingOptions{
-              .seed = seed,
-              .clock = &clock_,
-              .faults = {.min_delay = absl::Milliseconds(1), .max_delay = absl::Milliseconds(5)},
-              .in_order = true}));
+              .seed = seed, .clock = &clock_, .faults = kDelays, .in_order = true}));
+      links.push_back(links_.back());
     }
     backend_ = *NewQuorumBackend(std::move(links), {.clock = &clock_});
   }
@@ -58,7 +58,14 @@ class QuorumManagerTest : public ::testing::Test {
     return *pending ? ReasonOf((*pending)->status()) : Reason::kNone;
   }
 
+  static void ExpectNothingHeldBy(LockManager& locks) {
+    EXPECT_FALSE(locks.IsBusy("r"));
+    EXPECT_FALSE(locks.IsBusy());
+    EXPECT_TRUE(locks.Snapshot().empty());
+  }
+
   SimulatedClock clock_;
+  std::vector<std::shared_ptr<FaultInjectingProtocol>> links_;
   std::shared_ptr<LockingProtocol> backend_;
 };
 
@@ -95,6 +102,38 @@ TEST_F(QuorumManagerTest, AFreeLockIsGrantedWhereNobodyMayWait) {
   Pending held = Ask(locks);
   EXPECT_TRUE(Granted(held));
   EXPECT_EQ(ReasonOfFailure(Ask(locks)), Reason::kTooManyPending);
+}
+
+TEST_F(QuorumManagerTest, AHoldThatHasEndedIsNotListedThoughItsLockLives) {
+  LockManager locks = NewManager();
+  Pending expired = Ask(locks, {.lease = absl::Seconds(1), .auto_renew = false});
+  ASSERT_TRUE(Granted(expired));
+  EXPECT_TRUE(locks.IsBusy("r"));
+  clock_.AdvanceBy(absl::Seconds(2));
+  ExpectNothingHeldBy(locks);
+  EXPECT_EQ((**expired)->state(), LockState::kExpired);
+
+  Pending stolen = Ask(locks, {.owner = "holder"});
+  ASSERT_TRUE(Granted(stolen));
+  (**stolen)->OnLost([](LockState) {});
+  Pending thief = Ask(locks, {.priority = 1, .preemption_grace = absl::ZeroDuration()});
+  ASSERT_TRUE(Granted(thief));
+  EXPECT_FALSE((**stolen)->IsHeld());
+  ASSERT_EQ(locks.Snapshot().size(), 1u);
+  EXPECT_EQ(locks.Snapshot()[0].state.token, (**thief)->fencing_token());
+  thief->reset();
+  clock_.AdvanceBy(absl::Seconds(1));
+  ExpectNothingHeldBy(locks);
+
+  Pending lost = Ask(locks);
+  ASSERT_TRUE(Granted(lost));
+  Faults cut = kDelays;
+  cut.drop_call = 1;
+  for (size_t i = 0; i < 3; ++i) links_[i]->SetFaults(cut);
+  clock_.AdvanceBy(absl::Minutes(2));
+  ExpectNothingHeldBy(locks);
+  EXPECT_EQ((**lost)->state(), LockState::kLost);
+  ExpectNothingHeldBy(locks);
 }
 
 }  // namespace

@@ -122,6 +122,16 @@ bool IsHeldOn(const RedisServer& server, std::string_view resource) {
   return StoredDeadline(server, resource) != 0;
 }
 
+// Although the Lock of a hold that has ended is still there.
+void ExpectNothingHeldBy(LockManager& locks) {
+  EXPECT_FALSE(locks.IsBusy("r"));
+  EXPECT_FALSE(locks.IsBusy());
+  for (const ResourceSnapshot& snapshot : locks.Snapshot()) {
+    ADD_FAILURE() << snapshot.state.resource << " is listed, with the holder '"
+                  << snapshot.state.holder_owner << "'";
+  }
+}
+
 // Microseconds, as StoredDeadline.
 int64_t TimeOf(const RedisServer& server) {
   const std::vector<std::string> parts = absl::StrSplit(server.Command({"TIME"}), '\n');
@@ -172,6 +182,24 @@ TEST(RedisManagerTest, AHolderIsToldAndYieldsAndTheThiefEnters) {
   EXPECT_FALSE(thief.settled()) << "a thief never replaces the holder";
   EXPECT_TRUE(victim->Release().ok());
   EXPECT_TRUE(thief.Take().ok());
+}
+
+TEST(RedisManagerTest, AStolenHoldIsNotListedThoughItsLockLives) {
+  RedisServer server;
+  LockManager one = NewManager(server);
+  LockManager two = NewManager(server);
+  absl::StatusOr<Lock> held = one.Acquire("r", {.owner = "holder"});
+  ASSERT_TRUE(held.ok()) << held.status();
+  Mailbox<LockState> lost;
+  held->OnLost([&lost](LockState state) { lost.Put(state); });
+  absl::StatusOr<Lock> stolen =
+      two.Acquire("r", {.priority = 1, .preemption_grace = absl::ZeroDuration()});
+  ASSERT_TRUE(stolen.ok()) << stolen.status();
+  EXPECT_EQ(lost.Take(), LockState::kStolen);
+  ExpectNothingHeldBy(one);
+  EXPECT_TRUE(two.IsBusy("r"));
+  ASSERT_EQ(two.Snapshot().size(), 1u);
+  EXPECT_EQ(two.Snapshot()[0].state.token, stolen->fencing_token());
 }
 
 TEST(RedisManagerTest, AThiefThatGivesUpLeavesTheHolderWhereItWas) {
@@ -354,9 +382,11 @@ TEST(RedisManagerTest, TheLocalDeadlineAndNotTheFirstErrorIsTheLoss) {
   clock.AdvanceTo(deadline - absl::Nanoseconds(1));
   EXPECT_EQ(lock->state(), LockState::kHeld);
   EXPECT_TRUE(lost.All().empty());
+  EXPECT_TRUE(locks.IsBusy("r"));
   clock.AdvanceTo(deadline);
   EXPECT_EQ(lost.Take(), LockState::kLost);
   EXPECT_EQ(lock->state(), LockState::kLost);
+  ExpectNothingHeldBy(locks);
   const absl::Status status = lock->Release();
   EXPECT_EQ(ReasonOf(status), Reason::kLost) << status;
   EXPECT_TRUE(absl::StrContains(status.message(), "could not be renewed")) << status;
@@ -379,6 +409,7 @@ TEST(RedisManagerTest, MaxHoldEndsAHoldThatIsRenewed) {
   clock.AdvanceBy(absl::Nanoseconds(1));
   EXPECT_EQ(lost.Take(), LockState::kExpired);
   EXPECT_EQ(lock->remaining(), absl::ZeroDuration());
+  ExpectNothingHeldBy(locks);
   // The server was never asked for more than that.
   EXPECT_LE(StoredDeadline(server, "r") - TimeOf(server), 20'000'000);
 }
@@ -460,8 +491,10 @@ TEST(RedisManagerTest, FlushedDataIsALossAtTheNextRenewal) {
   server.Command({"FLUSHALL"});
   // Nobody has told it yet. Nobody else is let in either: the server recovers first.
   EXPECT_EQ(lock->state(), LockState::kHeld);
+  EXPECT_TRUE(locks.IsBusy("r"));
   clock.AdvanceBy(absl::Seconds(20));
   EXPECT_EQ(lost.Take(), LockState::kLost);
+  ExpectNothingHeldBy(locks);
   EXPECT_EQ(ReasonOf(lock->Release()), Reason::kLost);
 }
 
@@ -506,6 +539,7 @@ TEST(RedisManagerTest, FlushedDataWithoutRenewalIsToldAtTheLocalDeadline) {
   EXPECT_GT(lock->remaining(), absl::ZeroDuration());
   EXPECT_TRUE(lost.All().empty());
   clock.AdvanceBy(absl::Nanoseconds(1));
+  ExpectNothingHeldBy(locks);
   EXPECT_EQ(lost.Take(), LockState::kExpired);
   EXPECT_EQ(lock->state(), LockState::kExpired);
   EXPECT_EQ(ReasonOf(lock->Release()), Reason::kExpired);
