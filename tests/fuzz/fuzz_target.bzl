@@ -5,7 +5,7 @@ load("@rules_cc//cc:defs.bzl", "cc_binary", "cc_test")
 def fuzz_target(name, deps, size = "small", tags = []):
     """NAME.cc becomes NAME_test, which replays corpus/NAME, and NAME, the fuzzer itself.
 
-    The fuzzer needs clang's libFuzzer, so only --config=fuzz builds it, and only when named.
+    The fuzzer needs clang's libFuzzer, so only --config=asan builds it, and only when named.
     """
     all_deps = depset(deps + [":fuzz_input"]).to_list()
     cc_test(

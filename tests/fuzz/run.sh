@@ -7,7 +7,7 @@
 #   RUNS=20000 SEED=1 tests/fuzz/run.sh 20       at most 20,000 inputs each; as the seed says
 #   MINIMISE=1 tests/fuzz/run.sh 60              then adds to the corpus what reaches new code
 #
-# Builds them with clang (--config=fuzz). Each starts from its corpus, corpus/TARGET, and leaves it
+# Builds them with clang (--config=asan). Each starts from its corpus, corpus/TARGET, and leaves it
 # alone unless MINIMISE is set. An input that fails is kept and printed, with how to replay it; then
 # the exit code is 1.
 
@@ -23,7 +23,7 @@ if ((${#targets[@]} == 0)); then
   done
 fi
 
-./bazelw build --jobs=2 --config=fuzz "${targets[@]/#///tests/fuzz:}" || exit 2
+./bazelw build --jobs=2 --config=asan "${targets[@]/#///tests/fuzz:}" || exit 2
 # The folder stays what it is when another configuration is built meanwhile.
 bin="$(readlink -f bazel-bin)/tests/fuzz"
 found="${TMPDIR:-/tmp}/latchkey-fuzz-$$"
