@@ -27,6 +27,24 @@ void RunAll(Actions actions) {
   for (Action& action : actions) action();
 }
 
+// Does a server's error say that it did nothing? One that it does not explain may hide anything.
+bool NothingWasDone(const absl::Status& error) {
+  switch (ReasonOf(error)) {
+    case Reason::kBackendUnavailable:
+    case Reason::kBackendRefused:
+    case Reason::kNotSupported:
+    case Reason::kInvalidArgument:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Of such an error: asking again is of no use.
+bool IsRefusal(const absl::Status& error) {
+  return NothingWasDone(error) && ReasonOf(error) != Reason::kBackendUnavailable;
+}
+
 // What one server last said about one attempt.
 enum class Vote { kNone, kAsked, kGranted, kReserved, kDenied, kUnavailable, kUnknown };
 
@@ -194,6 +212,12 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   // margin.
   void DropRest(const AttemptPtr& attempt) ABSL_LOCKS_EXCLUDED(attempt->mutex);
   std::string Votes(const Attempt& attempt) const ABSL_SHARED_LOCKS_REQUIRED(attempt.mutex);
+  // The error if no server did anything and so many of them refuse: without those there may be a
+  // majority, another time.
+  absl::Status NothingDone(size_t refused, std::string_view message) const {
+    return refused > size() - majority_ ? BackendRefusedError(message)
+                                        : BackendUnavailableError(message);
+  }
 
   // Servers that a hold lacks. A renewal asks those again that answer and do not have it.
   bool IsLive(const Attempt& attempt, absl::Time now) const
@@ -456,7 +480,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     if (read && !reply.ok()) {
       // What it said before still stands.
     } else if (!reply.ok()) {
-      const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
+      const bool unknown = !NothingWasDone(reply.status());
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
       node.error = reply.status();
     } else {
@@ -722,16 +746,18 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
   }
   bool unknown = false;
   bool under_way = false;
+  size_t refused = 0;
   for (const Node& node : attempt->nodes) {
     unknown |= node.vote == Vote::kUnknown;
     under_way |= node.vote == Vote::kAsked && node.sent;
+    refused += node.vote == Vote::kUnavailable && IsRefusal(node.error) ? 1 : 0;
   }
   // It fails, but whether anything was done depends on their answers.
   if (!unknown && under_way) return;
   const std::string message =
       absl::StrCat("no majority of ", majority_, " servers answers: ", Votes(*attempt));
   Fail(attempt, round, caller,
-       unknown ? BackendUnknownError(message) : BackendUnavailableError(message), actions);
+       unknown ? BackendUnknownError(message) : NothingDone(refused, message), actions);
 }
 
 std::string Quorum::Votes(const Attempt& attempt) const {
@@ -837,7 +863,7 @@ void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionI
     std::string failures ABSL_GUARDED_BY(mutex);
   };
   auto giving_back = std::make_shared<GivingBack>();
-  const bool wait = !outcome.ok() && ReasonOf(outcome.status()) == Reason::kBackendUnavailable;
+  const bool wait = !outcome.ok() && NothingWasDone(outcome.status());
   const auto given_back = [self = shared_from_this(), attempt, round, caller, giving_back,
                            why = outcome.ok() ? absl::OkStatus()
                                               : outcome.status()](std::string_view failure) {
@@ -905,6 +931,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
     size_t withdrawn ABSL_GUARDED_BY(mutex) = 0;
     size_t answered ABSL_GUARDED_BY(mutex) = 0;
     size_t failed ABSL_GUARDED_BY(mutex) = 0;
+    size_t refused ABSL_GUARDED_BY(mutex) = 0;  // Of these.
     bool unknown ABSL_GUARDED_BY(mutex) = false;
     std::string failures ABSL_GUARDED_BY(mutex);
   };
@@ -944,7 +971,8 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
               absl::MutexLock lock(&count->mutex);
               if (!outcome.ok()) {
                 ++count->failed;
-                count->unknown |= ReasonOf(outcome.status()) != Reason::kBackendUnavailable;
+                count->unknown |= !NothingWasDone(outcome.status());
+                count->refused += IsRefusal(outcome.status()) ? 1 : 0;
                 absl::StrAppend(&count->failures, "; server ", i + 1, ": ",
                                 outcome.status().message());
               } else {
@@ -964,7 +992,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
                 const std::string message = absl::StrCat(
                     "no majority of ", q, " servers answers the release", count->failures);
                 result = done_somewhere ? BackendUnknownError(message)
-                                        : BackendUnavailableError(message);
+                                        : self->NothingDone(count->refused, message);
               } else if (held) {
                 // Released, unless a majority says that it was lost before.
                 if (count->released < q && not_held <= n - q && !all) return;
@@ -995,6 +1023,7 @@ struct Quorum::Renewal {
   std::vector<Word> words;
   std::vector<absl::Duration> left;  // kExtended, kReserved.
   bool unknown = false;              // Somebody may have extended it, and not said so.
+  size_t refused = 0;
   std::string failures;
   // It was extended, until then. Servers that lack the hold may have it again.
   std::optional<absl::Time> until;
@@ -1051,7 +1080,8 @@ void Quorum::OnExtended(const AttemptPtr& attempt, const std::shared_ptr<Renewal
       absl::StrAppend(&renewal->failures, "; server ", i + 1, ": ", why);
     };
     if (!reply.ok()) {
-      renewal->unknown |= ReasonOf(reply.status()) != Reason::kBackendUnavailable;
+      renewal->unknown |= !NothingWasDone(reply.status());
+      renewal->refused += IsRefusal(reply.status()) ? 1 : 0;
       fail(reply.status().message());
     } else if (node.id != id) {
       renewal->unknown |= reply->outcome == ExtendOutcome::kExtended;
@@ -1159,7 +1189,8 @@ void Quorum::Conclude(const AttemptPtr& attempt, const std::shared_ptr<Renewal>&
       const std::string message =
           absl::StrCat("no majority of ", q, " servers extends the lease; extended by ", extended,
                        ", not held by ", not_held, renewal->failures);
-      result = done_somewhere ? BackendUnknownError(message) : BackendUnavailableError(message);
+      result =
+          done_somewhere ? BackendUnknownError(message) : NothingDone(renewal->refused, message);
     }
     const bool lost = result.ok() && result->outcome == ExtendOutcome::kNotHeld &&
                       std::exchange(attempt->holds, false);
@@ -1247,7 +1278,7 @@ void Quorum::OnReturned(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     if (node.id != id || attempt->round != round || !node.returning) return;
     node.returning = false;
     if (!reply.ok()) {
-      const bool unknown = ReasonOf(reply.status()) != Reason::kBackendUnavailable;
+      const bool unknown = !NothingWasDone(reply.status());
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
       node.error = reply.status();
     } else if (reply->outcome != ObtainOutcome::kObtained &&

@@ -29,7 +29,8 @@ class Server final : public LockingProtocol {
  public:
   enum class Mode {
     kWorks,
-    kDown,         // Nothing is executed.
+    kDown,
+    kRefuses,      // Nothing is executed.
     kLosesAnswer,  // Executed, and the outcome is unknown.
     kSlow,         // Executed; answers wait for Answer().
   };
@@ -120,6 +121,9 @@ class Server final : public LockingProtocol {
     switch (mode) {
       case Mode::kDown:
         done(BackendUnavailableError("it is down"));
+        return;
+      case Mode::kRefuses:
+        done(BackendRefusedError("wrong password"));
         return;
       case Mode::kLosesAnswer:
         call([](absl::StatusOr<T>) {});
@@ -498,6 +502,32 @@ TEST(QuorumOutcomesTest, WhatIsDownEverywhereDidNothing) {
             Reason::kBackendUnavailable);
   EXPECT_EQ(ReasonOf(Extend(*cluster.quorum, a).status()), Reason::kBackendUnavailable);
   EXPECT_EQ(ReasonOf(Release(*cluster.quorum, a).status()), Reason::kBackendUnavailable);
+}
+
+TEST(QuorumOutcomesTest, WhatAMajorityCannotBeHadForIsRefusedAndWhatMayPassIsNot) {
+  for (const size_t refusing : {1, 2, 3}) {
+    Cluster cluster(3);
+    const AcquisitionId a = AcquisitionId::Next();
+    Obtain(*cluster.quorum, Request(a)).IgnoreError();
+    for (size_t i = 0; i < 3; ++i) {
+      cluster.servers[i]->mode = i < refusing ? Server::Mode::kRefuses : Server::Mode::kDown;
+    }
+    const Reason reason = refusing == 1 ? Reason::kBackendUnavailable : Reason::kBackendRefused;
+    const absl::Status obtained = Obtain(*cluster.other, Request(AcquisitionId::Next())).status();
+    EXPECT_EQ(ReasonOf(obtained), reason) << obtained;
+    EXPECT_TRUE(absl::StrContains(obtained.message(), "wrong password")) << obtained;
+    EXPECT_EQ(ReasonOf(Extend(*cluster.quorum, a).status()), reason);
+    EXPECT_EQ(ReasonOf(Release(*cluster.quorum, a).status()), reason);
+  }
+}
+
+TEST(QuorumOutcomesTest, AMinorityThatRefusesDoesNotMatter) {
+  Cluster cluster(3);
+  cluster.servers[0]->mode = Server::Mode::kRefuses;
+  const AcquisitionId a = AcquisitionId::Next();
+  EXPECT_TRUE(Obtain(*cluster.quorum, Request(a)).ok());
+  EXPECT_TRUE(Extend(*cluster.quorum, a).ok());
+  EXPECT_TRUE(Release(*cluster.quorum, a).ok());
 }
 
 TEST(QuorumOutcomesTest, WhatOneServerMayHaveDoneIsUnknown) {
