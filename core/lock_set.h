@@ -76,16 +76,18 @@ class [[nodiscard]] LockSet {
   // most once. Null removes an earlier callback. See Lock::OnLost().
   void OnLost(absl::AnyInvocable<void(LockState)> callback);
 
-  // Gives all members back, whatever becomes of some of them, and waits for the backend. The first
-  // error in the order of the members; see Lock::Release().
+  // Gives all members back, whatever becomes of some of them, and waits for the backend. Of several
+  // errors: a loss, or else what is in the caller's hands, or else the backend's failure, the first
+  // of its kind in the order of the members; see Lock::Release(). kUnavailable: none was released;
+  // if others were, it is kUnknown.
   absl::Status Release();
 
   // The same without waiting; `done` runs on the manager's executor, also if this set is gone.
   // Null: nobody wants to know.
   void ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done = nullptr);
 
-  // Makes every member last for at least `lease` from now, as far as its `max_hold` allows; the
-  // first error in the order of the members, but all are tried. See Lock::Extend().
+  // Makes every member last for at least `lease` from now, as far as its `max_hold` allows; all are
+  // tried. Of several errors one is told, as by Release(). See Lock::Extend().
   absl::Status Extend(absl::Duration lease);
 
  private:
