@@ -224,7 +224,7 @@ absl::Status Connection::WhyNoneIsOfUse() const {
   }
   const size_t told = std::min(tried_.size(), kMostTold);
   if (addresses_.size() > told) {
-    absl::StrAppend(&message, "; and ", addresses_.size() - told, " addresses more");
+    absl::StrAppend(&message, "; and ", addresses_.size() - told, " more addresses");
   }
   return MakeError(reason, message);
 }

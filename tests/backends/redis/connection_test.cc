@@ -239,7 +239,7 @@ TEST(ConnectionTest, ANameWithManyAddressesMakesNoEndlessMessage) {
   attempt.Run(NamedServer(UnusedPort(), addresses));
   ASSERT_EQ(attempt.down.size(), 1u);
   EXPECT_EQ(ReasonOf(attempt.down[0]), Reason::kBackendUnavailable);
-  EXPECT_TRUE(absl::StrContains(attempt.down[0].message(), "and 192 addresses more"))
+  EXPECT_TRUE(absl::StrContains(attempt.down[0].message(), "and 192 more addresses"))
       << attempt.down[0];
 }
 
@@ -325,13 +325,15 @@ TEST(ConnectionTest, ACallThatHasWaitedForTheConnectionHasOnlyTheRestOfItsTimeFo
   EXPECT_TRUE(first->sent);
   EXPECT_TRUE(absl::StrContains(first->why.message(), "connecting included")) << first->why;
   EXPECT_TRUE(attempt.down.empty());
-  // Its reply is not taken for another's.
-  connection.Send(std::make_unique<NotedCall>(second));
-  connection.Flush();
-  server.Say(":1\r\n:2\r\n");
-  run_until([&] { return second.has_value(); });
-  EXPECT_EQ(second->reply, 2) << second->why;
-  EXPECT_TRUE(attempt.down.empty());
+  if (attempt.down.empty()) {
+    // Its reply is not taken for another's.
+    connection.Send(std::make_unique<NotedCall>(second));
+    connection.Flush();
+    server.Say(":1\r\n:2\r\n");
+    run_until([&] { return second.has_value(); });
+    EXPECT_EQ(second->reply, 2) << second->why;
+    EXPECT_TRUE(attempt.down.empty());
+  }
   uv_close(reinterpret_cast<uv_handle_t*>(&half), nullptr);
   connection.Stop();
   uv_run(attempt.loop(), UV_RUN_DEFAULT);
