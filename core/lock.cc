@@ -1,6 +1,7 @@
 #include "latchkey/core/lock.h"
 
 #include <optional>
+#include <ostream>
 #include <string>
 #include <utility>
 
@@ -53,6 +54,8 @@ absl::Status WaitFor(std::string_view call, internal::Hold& hold, Start start) {
 }
 
 }  // namespace
+
+std::ostream& operator<<(std::ostream& out, LockState state) { return out << LockStateName(state); }
 
 namespace internal {
 

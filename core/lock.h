@@ -40,6 +40,7 @@
 #define LATCHKEY_CORE_LOCK_H_
 
 #include <cstdint>
+#include <iosfwd>
 #include <stop_token>
 #include <string_view>
 #include <utility>
@@ -62,6 +63,7 @@ enum class LockState { kEmpty, kHeld, kYielding, kReleased, kStolen, kExpired, k
 
 // "Held", "Yielding", ...
 std::string_view LockStateName(LockState state);
+std::ostream& operator<<(std::ostream& out, LockState state);
 
 class LockSet;
 

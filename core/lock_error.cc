@@ -2,6 +2,7 @@
 
 #include <array>
 #include <optional>
+#include <ostream>
 #include <string>
 
 #include "absl/strings/cord.h"
@@ -54,6 +55,8 @@ const ReasonRow& RowOf(Reason reason) {
 }  // namespace
 
 std::string_view ReasonName(Reason reason) { return RowOf(reason).name; }
+
+std::ostream& operator<<(std::ostream& out, Reason reason) { return out << ReasonName(reason); }
 
 absl::StatusCode CodeOf(Reason reason) { return RowOf(reason).code; }
 

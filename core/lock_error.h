@@ -7,6 +7,7 @@
 #ifndef LATCHKEY_CORE_LOCK_ERROR_H_
 #define LATCHKEY_CORE_LOCK_ERROR_H_
 
+#include <iosfwd>
 #include <string_view>
 
 #include "absl/status/status.h"
@@ -41,6 +42,7 @@ enum class Reason {
 
 // The reason's name, as in the enum without the "k": "AcquireTimeout".
 std::string_view ReasonName(Reason reason);
+std::ostream& operator<<(std::ostream& out, Reason reason);
 
 // The status code that belongs to a reason (see the table above); kOk for kNone.
 absl::StatusCode CodeOf(Reason reason);

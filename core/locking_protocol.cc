@@ -1,5 +1,6 @@
 #include "latchkey/core/locking_protocol.h"
 
+#include <ostream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -22,6 +23,116 @@ absl::Status CheckName(const ResourceName& resource, LeaseHint hint, Acquisition
 }
 
 }  // namespace
+
+std::string_view ObtainOutcomeName(ObtainOutcome outcome) {
+  switch (outcome) {
+    case ObtainOutcome::kObtained:
+      return "Obtained";
+    case ObtainOutcome::kReentered:
+      return "Reentered";
+    case ObtainOutcome::kReserved:
+      return "Reserved";
+    case ObtainOutcome::kDenied:
+      return "Denied";
+  }
+  return "?";
+}
+
+std::string_view ReleaseOutcomeName(ReleaseOutcome outcome) {
+  switch (outcome) {
+    case ReleaseOutcome::kReleased:
+      return "Released";
+    case ReleaseOutcome::kWithdrawn:
+      return "Withdrawn";
+    case ReleaseOutcome::kNotHeld:
+      return "NotHeld";
+  }
+  return "?";
+}
+
+std::string_view ExtendOutcomeName(ExtendOutcome outcome) {
+  switch (outcome) {
+    case ExtendOutcome::kExtended:
+      return "Extended";
+    case ExtendOutcome::kReserved:
+      return "Reserved";
+    case ExtendOutcome::kNotHeld:
+      return "NotHeld";
+  }
+  return "?";
+}
+
+std::string_view ConfirmOutcomeName(ConfirmOutcome outcome) {
+  switch (outcome) {
+    case ConfirmOutcome::kConfirmed:
+      return "Confirmed";
+    case ConfirmOutcome::kRaise:
+      return "Raise";
+    case ConfirmOutcome::kNotHeld:
+      return "NotHeld";
+  }
+  return "?";
+}
+
+std::string_view WatchEventKindName(WatchEventKind kind) {
+  switch (kind) {
+    case WatchEventKind::kYieldRequested:
+      return "YieldRequested";
+    case WatchEventKind::kYieldWithdrawn:
+      return "YieldWithdrawn";
+    case WatchEventKind::kHoldEnded:
+      return "HoldEnded";
+    case WatchEventKind::kDisplaced:
+      return "Displaced";
+  }
+  return "?";
+}
+
+std::string_view HoldEndName(HoldEnd why) {
+  switch (why) {
+    case HoldEnd::kReleased:
+      return "Released";
+    case HoldEnd::kExpired:
+      return "Expired";
+    case HoldEnd::kStolen:
+      return "Stolen";
+  }
+  return "?";
+}
+
+std::string_view WatchRoleName(WatchRole role) {
+  switch (role) {
+    case WatchRole::kWaiter:
+      return "Waiter";
+    case WatchRole::kHolder:
+      return "Holder";
+  }
+  return "?";
+}
+
+std::ostream& operator<<(std::ostream& out, ObtainOutcome outcome) {
+  return out << ObtainOutcomeName(outcome);
+}
+
+std::ostream& operator<<(std::ostream& out, ReleaseOutcome outcome) {
+  return out << ReleaseOutcomeName(outcome);
+}
+
+std::ostream& operator<<(std::ostream& out, ExtendOutcome outcome) {
+  return out << ExtendOutcomeName(outcome);
+}
+
+std::ostream& operator<<(std::ostream& out, ConfirmOutcome outcome) {
+  return out << ConfirmOutcomeName(outcome);
+}
+
+std::ostream& operator<<(std::ostream& out, WatchEventKind kind) {
+  return out << WatchEventKindName(kind);
+}
+
+std::ostream& operator<<(std::ostream& out, HoldEnd why) { return out << HoldEndName(why); }
+
+std::ostream& operator<<(std::ostream& out, WatchRole role) { return out << WatchRoleName(role); }
 
 absl::Status CheckLease(std::string_view field, absl::Duration lease,
                         const BackendCapabilities& capabilities) {

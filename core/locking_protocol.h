@@ -35,6 +35,7 @@
 #define LATCHKEY_CORE_LOCKING_PROTOCOL_H_
 
 #include <cstdint>
+#include <iosfwd>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -320,6 +321,25 @@ struct ResourceState {
   std::string successor_owner = {};
   Priority successor_priority = 0;
 };
+
+// ---- Names ----
+
+// As in the enum without the "k": "Obtained", "YieldRequested". Streams print them, too.
+std::string_view ObtainOutcomeName(ObtainOutcome outcome);
+std::string_view ReleaseOutcomeName(ReleaseOutcome outcome);
+std::string_view ExtendOutcomeName(ExtendOutcome outcome);
+std::string_view ConfirmOutcomeName(ConfirmOutcome outcome);
+std::string_view WatchEventKindName(WatchEventKind kind);
+std::string_view HoldEndName(HoldEnd why);
+std::string_view WatchRoleName(WatchRole role);
+
+std::ostream& operator<<(std::ostream& out, ObtainOutcome outcome);
+std::ostream& operator<<(std::ostream& out, ReleaseOutcome outcome);
+std::ostream& operator<<(std::ostream& out, ExtendOutcome outcome);
+std::ostream& operator<<(std::ostream& out, ConfirmOutcome outcome);
+std::ostream& operator<<(std::ostream& out, WatchEventKind kind);
+std::ostream& operator<<(std::ostream& out, HoldEnd why);
+std::ostream& operator<<(std::ostream& out, WatchRole role);
 
 // ---- Checks ----
 

@@ -4,13 +4,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/simulated_clock.h"
 
 namespace latchkey {
 namespace {
-
-// Only guards against hanging for ever; nothing takes as long.
-constexpr absl::Duration kHangGuard = absl::Seconds(30);
 
 // Bytes handed to a call and spoilt as soon as it returns, since they are only valid during it.
 class PassingBytes {
@@ -67,20 +66,49 @@ ConformanceTest::~ConformanceTest() {
 
 // ---- Waiting ----
 
-bool ConformanceTest::WaitUntil(absl::FunctionRef<bool()> done) {
-  const absl::Time give_up = absl::Now() + kHangGuard;
-  const auto condition = [done] { return done(); };
+absl::Duration ConformanceTest::PatienceLeft() const { return Patience::Of(GetParam().patience); }
+
+bool ConformanceTest::WaitUntil(absl::FunctionRef<bool()> done, std::string_view awaited) {
+  return WaitUntil(done, [awaited] { return std::string(awaited); });
+}
+
+bool ConformanceTest::WaitUntil(absl::FunctionRef<bool()> done,
+                                absl::FunctionRef<std::string()> awaited) {
+  const absl::Duration patience = PatienceLeft();
+  const absl::Time give_up = absl::Now() + patience;
+  bool there = false;
+  const auto over = [&, shared = shared_.get()] {
+    shared->mu.AssertReaderHeld();
+    there = done();
+    return there || shared->failed;
+  };
   do {
     if (setup_.pump) setup_.pump();
     absl::MutexLock lock(&shared_->mu);
     // With something to pump, the wait is only there for other threads' sake.
-    if (shared_->mu.AwaitWithTimeout(absl::Condition(&condition),
-                                     setup_.pump ? absl::Milliseconds(1) : kHangGuard)) {
-      return true;
+    if (shared_->mu.AwaitWithTimeout(absl::Condition(&over),
+                                     setup_.pump ? absl::Milliseconds(1) : patience)) {
+      return there;
     }
   } while (absl::Now() < give_up);
-  ADD_FAILURE() << "waited in vain";
+  Patience::WasInVain();
+  Fail(absl::StrCat("waited in vain for ", awaited()));
   return false;
+}
+
+// ---- Failing ----
+
+void ConformanceTest::Fail(std::string_view what) {
+  {
+    absl::MutexLock lock(&shared_->mu);
+    if (std::exchange(shared_->failed, true)) return;
+  }
+  ADD_FAILURE() << what;
+}
+
+bool ConformanceTest::failed() const {
+  absl::MutexLock lock(&shared_->mu);
+  return shared_->failed;
 }
 
 void ConformanceTest::Settle() {
@@ -90,6 +118,7 @@ void ConformanceTest::Settle() {
 
 template <typename T>
 absl::StatusOr<T> ConformanceTest::Await(
+    std::string_view step,
     absl::FunctionRef<void(absl::AnyInvocable<void(absl::StatusOr<T>)>)> start) {
   struct Completion {
     bool ran = false;
@@ -110,7 +139,9 @@ absl::StatusOr<T> ConformanceTest::Await(
     completion->value = std::move(value);
     --shared->completions_missing;
   });
-  if (!WaitUntil([&] { return completion->ran; })) return absl::InternalError("no completion");
+  if (!WaitUntil([&] { return completion->ran; }, absl::StrCat("the completion of ", step))) {
+    return absl::InternalError("no completion");
+  }
   absl::MutexLock lock(&shared_->mu);
   return completion->value;
 }
@@ -140,15 +171,27 @@ ConformanceTest::Attempt ConformanceTest::Thief(std::string_view owner, Priority
 
 // ---- Steps ----
 
+namespace {
+
+constexpr std::string_view kRelease = "a Release";
+constexpr std::string_view kExtend = "an Extend";
+constexpr std::string_view kConfirm = "a Confirm";
+std::string NameOfObtain(std::string_view owner) {
+  return absl::StrCat("an Obtain by ", OwnerForMessage(owner));
+}
+
+}  // namespace
+
 absl::StatusOr<ObtainReply> ConformanceTest::TryObtain(Attempt& attempt) {
-  absl::StatusOr<ObtainReply> reply = Await<ObtainReply>([&](ObtainCallback done) {
-    const PassingBytes resource(attempt.resource);
-    const PassingBytes owner(attempt.owner);
-    ObtainRequest request = attempt.request;
-    request.resource = resource.view();
-    request.owner = owner.view();
-    attempt.backend->Obtain(request, std::move(done));
-  });
+  absl::StatusOr<ObtainReply> reply =
+      Await<ObtainReply>(NameOfObtain(attempt.owner), [&](ObtainCallback done) {
+        const PassingBytes resource(attempt.resource);
+        const PassingBytes owner(attempt.owner);
+        ObtainRequest request = attempt.request;
+        request.resource = resource.view();
+        request.owner = owner.view();
+        attempt.backend->Obtain(request, std::move(done));
+      });
   if (reply.ok() &&
       (reply->outcome == ObtainOutcome::kObtained || reply->outcome == ObtainOutcome::kReentered)) {
     attempt.hint = reply->hint;
@@ -159,7 +202,7 @@ absl::StatusOr<ObtainReply> ConformanceTest::TryObtain(Attempt& attempt) {
 
 absl::StatusOr<ReleaseOutcome> ConformanceTest::TryRelease(LockingProtocol& backend,
                                                            const HoldRef& hold) {
-  return Await<ReleaseOutcome>([&](ReleaseCallback done) {
+  return Await<ReleaseOutcome>(kRelease, [&](ReleaseCallback done) {
     const PassingBytes resource(hold.resource);
     HoldRef passed = hold;
     passed.resource = resource.view();
@@ -169,7 +212,7 @@ absl::StatusOr<ReleaseOutcome> ConformanceTest::TryRelease(LockingProtocol& back
 
 absl::StatusOr<ExtendReply> ConformanceTest::TryExtend(LockingProtocol& backend,
                                                        const HoldRef& hold, absl::Duration lease) {
-  return Await<ExtendReply>([&](ExtendCallback done) {
+  return Await<ExtendReply>(kExtend, [&](ExtendCallback done) {
     const PassingBytes resource(hold.resource);
     HoldRef passed = hold;
     passed.resource = resource.view();
@@ -179,7 +222,7 @@ absl::StatusOr<ExtendReply> ConformanceTest::TryExtend(LockingProtocol& backend,
 
 absl::StatusOr<ConfirmReply> ConformanceTest::TryConfirm(LockingProtocol& backend,
                                                          const HoldRef& hold, FencingToken token) {
-  return Await<ConfirmReply>([&](ConfirmCallback done) {
+  return Await<ConfirmReply>(kConfirm, [&](ConfirmCallback done) {
     const PassingBytes resource(hold.resource);
     HoldRef passed = hold;
     passed.resource = resource.view();
@@ -187,45 +230,69 @@ absl::StatusOr<ConfirmReply> ConformanceTest::TryConfirm(LockingProtocol& backen
   });
 }
 
+ObtainReply ConformanceTest::Obtain(Attempt& attempt) {
+  return ValueOrFail(NameOfObtain(attempt.owner), TryObtain(attempt));
+}
+
+ReleaseOutcome ConformanceTest::Release(LockingProtocol& backend, const HoldRef& hold) {
+  return ValueOrFail(kRelease, TryRelease(backend, hold), ReleaseOutcome::kNotHeld);
+}
+
+ExtendReply ConformanceTest::Extend(LockingProtocol& backend, const HoldRef& hold,
+                                    absl::Duration lease) {
+  return ValueOrFail(kExtend, TryExtend(backend, hold, lease));
+}
+
+ConfirmReply ConformanceTest::Confirm(const Attempt& attempt, FencingToken token) {
+  return ValueOrFail(kConfirm, TryConfirm(*attempt.backend, Ref(attempt), token));
+}
+
+std::string ConformanceTest::Describe(const Attempt& attempt, const ObtainReply& reply) {
+  std::string text =
+      absl::StrCat(OwnerForMessage(attempt.owner), " with priority ", attempt.request.priority,
+                   " was answered ", ObtainOutcomeName(reply.outcome));
+  if (reply.token != 0) {
+    absl::StrAppend(&text, " with token ", reply.token);
+  } else {
+    absl::StrAppend(&text, "; in the way is ", OwnerForMessage(reply.other_owner),
+                    " with priority ", reply.other_priority);
+  }
+  return text;
+}
+
 namespace {
 
-template <typename T>
-T ValueOrFail(absl::StatusOr<T> value) {
-  EXPECT_TRUE(value.ok()) << value.status();
-  return value.ok() ? *std::move(value) : T();
+testing::AssertionResult Check(bool right, std::string_view text) {
+  return (right ? testing::AssertionSuccess() : testing::AssertionFailure()) << text;
 }
 
 }  // namespace
 
-ObtainReply ConformanceTest::Obtain(Attempt& attempt) { return ValueOrFail(TryObtain(attempt)); }
-
-ReleaseOutcome ConformanceTest::Release(const Attempt& attempt) {
-  return ValueOrFail(TryRelease(*attempt.backend, Ref(attempt)));
+testing::AssertionResult ConformanceTest::IsAnswered(Attempt& attempt, ObtainOutcome expected) {
+  const absl::StatusOr<ObtainReply> reply = TryObtain(attempt);
+  if (reply.ok()) return Check(reply->outcome == expected, Describe(attempt, *reply));
+  ValueOrFail(NameOfObtain(attempt.owner), reply);
+  return Check(false, "there was no answer");
 }
 
-ExtendReply ConformanceTest::Extend(const Attempt& attempt, absl::Duration lease) {
-  return ValueOrFail(TryExtend(*attempt.backend, Ref(attempt), lease));
+testing::AssertionResult ConformanceTest::Obtains(Attempt& attempt) {
+  return IsAnswered(attempt, ObtainOutcome::kObtained);
 }
 
-ConfirmReply ConformanceTest::Confirm(const Attempt& attempt, FencingToken token) {
-  return ValueOrFail(TryConfirm(*attempt.backend, Ref(attempt), token));
+testing::AssertionResult ConformanceTest::Reserves(Attempt& attempt) {
+  return IsAnswered(attempt, ObtainOutcome::kReserved);
 }
 
-bool ConformanceTest::Obtains(Attempt& attempt) {
-  return Obtain(attempt).outcome == ObtainOutcome::kObtained;
+testing::AssertionResult ConformanceTest::IsDenied(Attempt& attempt) {
+  return IsAnswered(attempt, ObtainOutcome::kDenied);
 }
 
-bool ConformanceTest::Reserves(Attempt& attempt) {
-  return Obtain(attempt).outcome == ObtainOutcome::kReserved;
-}
-
-bool ConformanceTest::IsDenied(Attempt& attempt) {
-  return Obtain(attempt).outcome == ObtainOutcome::kDenied;
-}
-
-bool ConformanceTest::Holds(const Attempt& attempt) {
+testing::AssertionResult ConformanceTest::Holds(const Attempt& attempt) {
   // So short an extension lengthens no hold that has more than that left.
-  return Extend(attempt, absl::Milliseconds(1)).outcome != ExtendOutcome::kNotHeld;
+  const ExtendOutcome outcome = Extend(attempt, absl::Milliseconds(1)).outcome;
+  return Check(outcome != ExtendOutcome::kNotHeld,
+               absl::StrCat("an extension by ", OwnerForMessage(attempt.owner), " was answered ",
+                            ExtendOutcomeName(outcome)));
 }
 
 void ConformanceTest::ExpectRemaining(absl::Duration remaining, absl::Duration expected) {
@@ -249,24 +316,34 @@ WatchRequest ConformanceTest::WaiterRequest(const Attempt& attempt) const {
 
 ConformanceTest::Watched ConformanceTest::WatchAsWaiter(
     const Attempt& attempt, std::function<void(const WatchEvent&)> also) {
-  return WatchWith(*attempt.backend, WaiterRequest(attempt), std::move(also));
+  return WatchAs(absl::StrCat("the waiter ", OwnerForMessage(attempt.owner)), *attempt.backend,
+                 WaiterRequest(attempt), std::move(also));
 }
 
 ConformanceTest::Watched ConformanceTest::WatchAsHolder(
     const Attempt& attempt, std::function<void(const WatchEvent&)> also) {
-  return WatchWith(*attempt.backend,
-                   {.resource = attempt.resource,
-                    .acquisition = attempt.id(),
-                    .role = WatchRole::kHolder,
-                    .hint = attempt.hint},
-                   std::move(also));
+  return WatchAs(absl::StrCat("the holder ", OwnerForMessage(attempt.owner)), *attempt.backend,
+                 {.resource = attempt.resource,
+                  .acquisition = attempt.id(),
+                  .role = WatchRole::kHolder,
+                  .hint = attempt.hint},
+                 std::move(also));
 }
 
 ConformanceTest::Watched ConformanceTest::WatchWith(LockingProtocol& backend,
                                                     const WatchRequest& request,
                                                     std::function<void(const WatchEvent&)> also) {
+  return WatchAs(
+      absl::StrCat("the ", WatchRoleName(request.role), " ", OwnerForMessage(request.owner)),
+      backend, request, std::move(also));
+}
+
+ConformanceTest::Watched ConformanceTest::WatchAs(std::string who, LockingProtocol& backend,
+                                                  const WatchRequest& request,
+                                                  std::function<void(const WatchEvent&)> also) {
   Watched watched;
   watched.log_ = std::make_shared<Watched::Log>();
+  watched.log_->who = std::move(who);
   const PassingBytes resource(request.resource);
   const PassingBytes owner(request.owner);
   WatchRequest passed = request;
@@ -293,7 +370,12 @@ WatchEvent ConformanceTest::NextEvent(const Watched& watched, WatchEventKind kin
     return std::find_if(events.begin(), events.end(),
                         [kind](const WatchEvent& event) { return event.kind == kind; });
   };
-  if (!WaitUntil([&] { return found() != events.end(); })) return {};
+  const auto awaited = [&] {
+    absl::MutexLock lock(&shared_->mu);
+    return absl::StrCat(WatchEventKindName(kind), " to ", watched.log_->who, ", which heard ",
+                        watched.log_->Heard());
+  };
+  if (!WaitUntil([&] { return found() != events.end(); }, awaited)) return {};
   absl::MutexLock lock(&shared_->mu);
   EXPECT_FALSE(watched.log_->overlapped) << "two events of one watch at once";
   const WatchEvent event = *found();
@@ -309,10 +391,19 @@ int ConformanceTest::Count(const Watched& watched, WatchEventKind kind) {
                     [kind](const WatchEvent& event) { return event.kind == kind; }));
 }
 
-bool ConformanceTest::HeardNothing(const Watched& watched) {
+std::string ConformanceTest::Watched::Log::Heard() const {
+  std::string heard;
+  for (const WatchEvent& event : events) {
+    absl::StrAppend(&heard, heard.empty() ? "" : ", ", WatchEventKindName(event.kind));
+  }
+  return heard.empty() ? "nothing" : heard;
+}
+
+testing::AssertionResult ConformanceTest::HeardNothing(const Watched& watched) {
   Settle();
   absl::MutexLock lock(&shared_->mu);
-  return watched.log_->events.empty();
+  return Check(watched.log_->events.empty(),
+               absl::StrCat(watched.log_->who, " heard ", watched.log_->Heard()));
 }
 
 }  // namespace latchkey

@@ -11,6 +11,11 @@
 // and a cc_test that depends on //tests/conformance and gtest_main. What the backend's capabilities
 // exclude is skipped, and says so.
 //
+// It ends, whatever the backend does, as long as the backend's calls return: every wait and every
+// loop of a thread has a bound (`ConformanceParam::patience`), and stops at the first failure. Each
+// wait that was in vain halves the patience of those that follow, since the backend has failed by
+// then.
+//
 // Thread safety: the suite calls the backend from several threads.
 #ifndef LATCHKEY_TESTS_CONFORMANCE_CONFORMANCE_H_
 #define LATCHKEY_TESTS_CONFORMANCE_CONFORMANCE_H_
@@ -30,6 +35,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -77,6 +83,11 @@ struct ConformanceParam {
   // How often each thread of a stress test takes the lock.
   int stress_rounds = 50;
 
+  // How long a test waits for what does not come: a completion, an event, or, while threads
+  // compete, that any of them enters. It is there for backends that are broken; no step of yours
+  // takes as long.
+  absl::Duration patience = absl::Seconds(30);
+
   // Names the instance, if there are several in one binary: letters and digits only.
   std::string name = "Backend";
 
@@ -117,6 +128,9 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
    private:
     friend class ConformanceTest;
     struct Log {
+      std::string who;  // For messages: "the holder 'ann'".
+      // For messages, with the suite's mutex held: "nothing", or "YieldRequested, HoldEnded".
+      std::string Heard() const;
       std::vector<WatchEvent> events;
       bool inside = false;
       bool overlapped = false;
@@ -143,8 +157,27 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
   // Lets what was caused before arrive.
   void Settle();
   // Waits until `done`, which is called with the suite's mutex held, returns true. False: it did
-  // not within the guard against hanging, which is long; the test has failed then.
-  bool WaitUntil(absl::FunctionRef<bool()> done);
+  // not in all the suite's patience, and the test has failed with "waited in vain for " and
+  // `awaited`; or the test had failed before.
+  bool WaitUntil(absl::FunctionRef<bool()> done, std::string_view awaited);
+
+  // How long that is by now, see ConformanceParam::patience.
+  absl::Duration PatienceLeft() const;
+
+  // ---- Failing ----
+
+  // Fails the test, unless it has failed in this way before: what follows is a consequence. Waits
+  // and the loops of threads end then. May be called on any thread.
+  void Fail(std::string_view what);
+  // Whether it has. Unlike HasFailure() for any thread.
+  bool failed() const;
+  // The value; or `otherwise`, after a failure that names the step.
+  template <typename T>
+  T ValueOrFail(std::string_view step, absl::StatusOr<T> actual, T otherwise = T()) {
+    if (actual.ok()) return *std::move(actual);
+    Fail(absl::StrCat(step, " failed: ", actual.status().ToString()));
+    return otherwise;
+  }
 
   // ---- Steps ----
 
@@ -157,6 +190,9 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
   // A party that may reserve any holder of lower priority, with a long reservation.
   Attempt Thief(std::string_view owner, Priority priority);
 
+  // For messages: "'ann' with priority 3 was answered Denied; in the way is 'bob' with ...".
+  static std::string Describe(const Attempt& attempt, const ObtainReply& reply);
+
   absl::StatusOr<ObtainReply> TryObtain(Attempt& attempt);
   absl::StatusOr<ReleaseOutcome> TryRelease(LockingProtocol& backend, const HoldRef& hold);
   absl::StatusOr<ExtendReply> TryExtend(LockingProtocol& backend, const HoldRef& hold,
@@ -166,16 +202,21 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
 
   // The same where only success is expected. A failure fails the test and yields a default.
   ObtainReply Obtain(Attempt& attempt);
-  ReleaseOutcome Release(const Attempt& attempt);
-  ExtendReply Extend(const Attempt& attempt, absl::Duration lease);
+  ReleaseOutcome Release(const Attempt& attempt) { return Release(*attempt.backend, Ref(attempt)); }
+  ReleaseOutcome Release(LockingProtocol& backend, const HoldRef& hold);
+  ExtendReply Extend(const Attempt& attempt, absl::Duration lease) {
+    return Extend(*attempt.backend, Ref(attempt), lease);
+  }
+  ExtendReply Extend(LockingProtocol& backend, const HoldRef& hold, absl::Duration lease);
   ConfirmReply Confirm(const Attempt& attempt, FencingToken token);
 
-  // Whether `attempt` obtained a new hold now.
-  [[nodiscard]] bool Obtains(Attempt& attempt);
-  [[nodiscard]] bool Reserves(Attempt& attempt);
-  [[nodiscard]] bool IsDenied(Attempt& attempt);
+  // Whether `attempt` obtained a new hold now. Like those below it says in words what happened
+  // instead, for EXPECT_TRUE.
+  [[nodiscard]] testing::AssertionResult Obtains(Attempt& attempt);
+  [[nodiscard]] testing::AssertionResult Reserves(Attempt& attempt);
+  [[nodiscard]] testing::AssertionResult IsDenied(Attempt& attempt);
   // Whether the attempt is a handle of the holder, found out without changing anything.
-  [[nodiscard]] bool Holds(const Attempt& attempt);
+  [[nodiscard]] testing::AssertionResult Holds(const Attempt& attempt);
 
   static HoldRef Ref(const Attempt& attempt) {
     return {.resource = attempt.resource, .acquisition = attempt.id(), .hint = attempt.hint};
@@ -194,11 +235,11 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
                     std::function<void(const WatchEvent&)> also = {});
 
   // Waits for an event of this kind that was not taken yet, and takes it with all before it. If
-  // none comes, the test fails.
+  // none comes, the test fails, and says who waited for what and what it heard instead.
   WatchEvent NextEvent(const Watched& watched, WatchEventKind kind);
   // How many events of this kind have been heard and not taken yet, once all has settled.
   int Count(const Watched& watched, WatchEventKind kind);
-  bool HeardNothing(const Watched& watched);
+  testing::AssertionResult HeardNothing(const Watched& watched);
 
   ConformanceSetup setup_;
   // The suite's mutex: guards what callbacks note down. Shared, because a callback may come late.
@@ -206,13 +247,19 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
     absl::Mutex mu;
     int completions_missing ABSL_GUARDED_BY(mu) = 0;
     int completions_too_many ABSL_GUARDED_BY(mu) = 0;
+    bool failed ABSL_GUARDED_BY(mu) = false;  // By Fail().
   };
   const std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
 
  private:
   template <typename T>
   absl::StatusOr<T> Await(
+      std::string_view step,
       absl::FunctionRef<void(absl::AnyInvocable<void(absl::StatusOr<T>)>)> start);
+  bool WaitUntil(absl::FunctionRef<bool()> done, absl::FunctionRef<std::string()> awaited);
+  testing::AssertionResult IsAnswered(Attempt& attempt, ObtainOutcome expected);
+  Watched WatchAs(std::string who, LockingProtocol& backend, const WatchRequest& request,
+                  std::function<void(const WatchEvent&)> also);
 
   const std::string prefix_;
   int parties_ = 0;

@@ -37,8 +37,8 @@ TEST_P(ConformanceTest, ARepeatedObtainIsTheSameHold) {
   const FencingToken token = a.token;
   for (int i = 0; i < 3; ++i) {
     const ObtainReply again = Obtain(a);
-    EXPECT_EQ(again.outcome, ObtainOutcome::kReentered);
-    EXPECT_EQ(again.token, token);
+    ASSERT_EQ(again.outcome, ObtainOutcome::kReentered);
+    ASSERT_EQ(again.token, token);
   }
   EXPECT_EQ(Release(a), ReleaseOutcome::kReleased) << "one release ends it";
   Attempt b = Party("b");
@@ -80,7 +80,7 @@ TEST_P(ConformanceTest, ADeniedObtainChangesNothing) {
   Attempt b = Party("b", 3);
   ASSERT_TRUE(Obtains(a));
   const FencingToken token = a.token;
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(IsDenied(b));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(IsDenied(b));
   EXPECT_EQ(Release(b), ReleaseOutcome::kNotHeld);
   EXPECT_EQ(Extend(b, Units(1)).outcome, ExtendOutcome::kNotHeld);
   EXPECT_EQ(Extend(a, Long()).outcome, ExtendOutcome::kExtended);
@@ -129,13 +129,13 @@ TEST_P(ConformanceTest, ReentryIsCountedByHandle) {
   for (int i = 0; i < 4; ++i) {
     handles.push_back(Party("a"));
     const ObtainOutcome expected = i == 0 ? ObtainOutcome::kObtained : ObtainOutcome::kReentered;
-    EXPECT_EQ(Obtain(handles.back()).outcome, expected);
+    ASSERT_EQ(Obtain(handles.back()).outcome, expected);
   }
   for (const int i : {2, 0, 3}) {
-    EXPECT_EQ(Release(handles[i]), ReleaseOutcome::kReleased);
-    EXPECT_EQ(Release(handles[i]), ReleaseOutcome::kNotHeld) << "a repetition removes no other";
-    EXPECT_FALSE(Holds(handles[i]));
-    EXPECT_TRUE(IsDenied(stranger));
+    ASSERT_EQ(Release(handles[i]), ReleaseOutcome::kReleased);
+    ASSERT_EQ(Release(handles[i]), ReleaseOutcome::kNotHeld) << "a repetition removes no other";
+    ASSERT_FALSE(Holds(handles[i]));
+    ASSERT_TRUE(IsDenied(stranger));
   }
   EXPECT_TRUE(Holds(handles[1]));
   EXPECT_EQ(Release(handles[1]), ReleaseOutcome::kReleased);
@@ -150,8 +150,8 @@ TEST_P(ConformanceTest, ManyHandlesOfOneOwner) {
     Obtain(handles.back());
   }
   for (int i = 0; i < kHandles; ++i) {
-    EXPECT_TRUE(Holds(handles[i]));
-    EXPECT_EQ(Release(handles[i]), ReleaseOutcome::kReleased);
+    ASSERT_TRUE(Holds(handles[i]));
+    ASSERT_EQ(Release(handles[i]), ReleaseOutcome::kReleased);
   }
   Attempt stranger = Party("b");
   EXPECT_TRUE(Obtains(stranger));
@@ -221,7 +221,7 @@ TEST_P(ConformanceTest, ARepeatedReleaseDoesNotTouchTheNextHolder) {
   ASSERT_TRUE(Obtains(a));
   EXPECT_EQ(Release(a), ReleaseOutcome::kReleased);
   ASSERT_TRUE(Obtains(b));
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(Release(a), ReleaseOutcome::kNotHeld);
+  for (int i = 0; i < 3; ++i) ASSERT_EQ(Release(a), ReleaseOutcome::kNotHeld);
   EXPECT_TRUE(Holds(b));
 }
 
@@ -267,7 +267,9 @@ TEST_P(ConformanceTest, ARepeatedExtendDoesNotAddUp) {
   Attempt a = Party("a");
   a.request.lease = Units(10);
   ASSERT_TRUE(Obtains(a));
-  for (int i = 0; i < 3; ++i) ExpectRemaining(Extend(a, Units(20)).remaining, Units(20));
+  for (int i = 0; i < 3 && !HasFailure(); ++i) {
+    ExpectRemaining(Extend(a, Units(20)).remaining, Units(20));
+  }
 }
 
 TEST_P(ConformanceTest, ExtendNeverShortens) {
@@ -397,7 +399,7 @@ TEST_P(ConformanceTest, TokensIncreaseWithEachGrant) {
   for (int i = 0; i < 20; ++i) {
     Attempt a = Party(absl::StrCat("owner ", i % 3));
     ASSERT_TRUE(Obtains(a));
-    EXPECT_GT(a.token, last);
+    ASSERT_GT(a.token, last);
     last = a.token;
     Release(a);
   }
@@ -409,7 +411,7 @@ TEST_P(ConformanceTest, TokensIncreaseAcrossExpiry) {
     Attempt a = Party("a");
     a.request.lease = Units(1);
     ASSERT_TRUE(Obtains(a));
-    EXPECT_GT(a.token, last);
+    ASSERT_GT(a.token, last);
     last = a.token;
     Advance(Units(1));
   }
@@ -449,9 +451,9 @@ TEST_P(ConformanceTest, StepsWorkWithAndWithoutTheHint) {
     Attempt a = Party("a");
     ASSERT_TRUE(Obtains(a));
     if (!with_hint) a.hint = 0;
-    EXPECT_EQ(Extend(a, Long()).outcome, ExtendOutcome::kExtended);
-    EXPECT_EQ(Release(a), ReleaseOutcome::kReleased);
-    EXPECT_EQ(Release(a), ReleaseOutcome::kNotHeld);
+    ASSERT_EQ(Extend(a, Long()).outcome, ExtendOutcome::kExtended);
+    ASSERT_EQ(Release(a), ReleaseOutcome::kReleased);
+    ASSERT_EQ(Release(a), ReleaseOutcome::kNotHeld);
   }
 }
 
@@ -503,7 +505,7 @@ TEST_P(ConformanceTest, AHintMayStandForTheResource) {
   const auto released = TryRelease(*a.backend, hint_only);
   ASSERT_TRUE(released.ok()) << released.status();
   EXPECT_EQ(*released, ReleaseOutcome::kReleased);
-  EXPECT_EQ(TryRelease(*a.backend, hint_only).value(), ReleaseOutcome::kNotHeld);
+  EXPECT_EQ(Release(*a.backend, hint_only), ReleaseOutcome::kNotHeld);
   EXPECT_TRUE(Holds(other));
 }
 
@@ -517,9 +519,8 @@ TEST_P(ConformanceTest, AHintStillStandsForTheResourceWhenMuchHappenedToIt) {
   ASSERT_TRUE(Reserves(thief));
   for (const Attempt* attempt : {&outer, &inner}) {
     const HoldRef hint_only = {.acquisition = attempt->id(), .hint = attempt->hint};
-    EXPECT_EQ(TryExtend(*attempt->backend, hint_only, Long()).value().outcome,
-              ExtendOutcome::kReserved);
-    EXPECT_EQ(TryRelease(*attempt->backend, hint_only).value(), ReleaseOutcome::kReleased);
+    ASSERT_EQ(Extend(*attempt->backend, hint_only, Long()).outcome, ExtendOutcome::kReserved);
+    ASSERT_EQ(Release(*attempt->backend, hint_only), ReleaseOutcome::kReleased);
   }
   EXPECT_TRUE(Obtains(thief));
 }
@@ -533,12 +534,12 @@ TEST_P(ConformanceTest, AStaleHintAloneFindsNothing) {
   next.resource = Resource("next");
   ASSERT_TRUE(Obtains(next));
   const HoldRef hint_only = {.acquisition = gone.id(), .hint = gone.hint};
-  EXPECT_EQ(TryRelease(*gone.backend, hint_only).value(), ReleaseOutcome::kNotHeld);
-  EXPECT_EQ(TryExtend(*gone.backend, hint_only, Long()).value().outcome, ExtendOutcome::kNotHeld);
+  EXPECT_EQ(Release(*gone.backend, hint_only), ReleaseOutcome::kNotHeld);
+  EXPECT_EQ(Extend(*gone.backend, hint_only, Long()).outcome, ExtendOutcome::kNotHeld);
   EXPECT_TRUE(Holds(next));
   Release(next);
   // Now nothing may be left where the hint leads.
-  EXPECT_EQ(TryRelease(*gone.backend, hint_only).value(), ReleaseOutcome::kNotHeld);
+  EXPECT_EQ(Release(*gone.backend, hint_only), ReleaseOutcome::kNotHeld);
 }
 
 // ---- Names, owners, priorities
@@ -588,17 +589,17 @@ TEST_P(ConformanceTest, AnyBytesAreANameOfTheirOwn) {
   for (const std::string& name : names) {
     holders.push_back(Party(absl::StrCat("owner of ", name)));
     holders.back().resource = Resource(name);
-    EXPECT_TRUE(Obtains(holders.back())) << testing::PrintToString(name);
+    ASSERT_TRUE(Obtains(holders.back())) << testing::PrintToString(name);
   }
   for (const Attempt& holder : holders) {
     Attempt other = Party("another");
     other.resource = holder.resource;
     const ObtainReply reply = Obtain(other);
-    EXPECT_EQ(reply.outcome, ObtainOutcome::kDenied) << testing::PrintToString(holder.resource);
-    EXPECT_EQ(reply.other_owner, holder.owner);
-    EXPECT_EQ(Release(other), ReleaseOutcome::kNotHeld);
-    EXPECT_EQ(Release(holder), ReleaseOutcome::kReleased);
-    EXPECT_TRUE(Obtains(other)) << testing::PrintToString(holder.resource);
+    ASSERT_EQ(reply.outcome, ObtainOutcome::kDenied) << testing::PrintToString(holder.resource);
+    ASSERT_EQ(reply.other_owner, holder.owner);
+    ASSERT_EQ(Release(other), ReleaseOutcome::kNotHeld);
+    ASSERT_EQ(Release(holder), ReleaseOutcome::kReleased);
+    ASSERT_TRUE(Obtains(other)) << testing::PrintToString(holder.resource);
   }
 }
 
@@ -643,15 +644,15 @@ TEST_P(ConformanceTest, AnyBytesAreAnOwnerOfTheirOwn) {
       Attempt attempt = Party(other);
       const ObtainReply reply = Obtain(attempt);
       if (other == owner) {
-        EXPECT_EQ(reply.outcome, ObtainOutcome::kReentered) << testing::PrintToString(owner);
+        ASSERT_EQ(reply.outcome, ObtainOutcome::kReentered) << testing::PrintToString(owner);
         Release(attempt);
       } else {
-        EXPECT_EQ(reply.outcome, ObtainOutcome::kDenied)
+        ASSERT_EQ(reply.outcome, ObtainOutcome::kDenied)
             << testing::PrintToString(owner) << testing::PrintToString(other);
-        EXPECT_EQ(reply.other_owner, owner);
+        ASSERT_EQ(reply.other_owner, owner);
       }
     }
-    EXPECT_EQ(Release(holder), ReleaseOutcome::kReleased);
+    ASSERT_EQ(Release(holder), ReleaseOutcome::kReleased);
   }
 }
 
@@ -666,11 +667,11 @@ TEST_P(ConformanceTest, AnyPriorityIsAllowed) {
       ASSERT_TRUE(Obtains(holder));
       Attempt thief = Thief("thief", rising[t]);
       const ObtainReply reply = Obtain(thief);
-      EXPECT_EQ(reply.outcome, t > h ? ObtainOutcome::kReserved : ObtainOutcome::kDenied)
+      ASSERT_EQ(reply.outcome, t > h ? ObtainOutcome::kReserved : ObtainOutcome::kDenied)
           << rising[h] << " against " << rising[t];
-      EXPECT_EQ(reply.other_priority, rising[h]);
+      ASSERT_EQ(reply.other_priority, rising[h]);
       Release(thief);
-      EXPECT_EQ(Release(holder), ReleaseOutcome::kReleased);
+      ASSERT_EQ(Release(holder), ReleaseOutcome::kReleased);
     }
   }
 }
@@ -699,10 +700,10 @@ TEST_P(ConformanceTest, BadRequestsAreRefusedAndObtainNothing) {
     SCOPED_TRACE(bad.what);
     Attempt a = Thief("a", 1);
     bad.spoil(a);
-    EXPECT_EQ(TryObtain(a).status().code(), absl::StatusCode::kInvalidArgument);
+    ASSERT_EQ(TryObtain(a).status().code(), absl::StatusCode::kInvalidArgument);
     Attempt b = Party("b");
-    EXPECT_TRUE(Obtains(b)) << "nothing was obtained";
-    EXPECT_EQ(Release(b), ReleaseOutcome::kReleased);
+    ASSERT_TRUE(Obtains(b)) << "nothing was obtained";
+    ASSERT_EQ(Release(b), ReleaseOutcome::kReleased);
   }
 }
 
@@ -728,12 +729,12 @@ TEST_P(ConformanceTest, LeasesThatAreNotOfferedAreRefused) {
     Attempt a = Party("a");
     a.request.lease = lease;
     const absl::StatusCode code = TryObtain(a).status().code();
-    EXPECT_TRUE(code == absl::StatusCode::kInvalidArgument ||
+    ASSERT_TRUE(code == absl::StatusCode::kInvalidArgument ||
                 code == absl::StatusCode::kUnimplemented)
         << code << " for a lease of " << lease;
     Attempt b = Party("b");
     ASSERT_TRUE(Obtains(b)) << "nothing was obtained";
-    EXPECT_FALSE(TryExtend(*b.backend, Ref(b), lease).ok()) << lease;
+    ASSERT_FALSE(TryExtend(*b.backend, Ref(b), lease).ok()) << lease;
     Release(b);
   }
 }
@@ -743,7 +744,7 @@ TEST_P(ConformanceTest, ABadExtensionIsRefusedAndChangesNothing) {
   ASSERT_TRUE(Obtains(a));
   for (const absl::Duration bad :
        {absl::ZeroDuration(), -absl::Seconds(1), -absl::InfiniteDuration()}) {
-    EXPECT_EQ(TryExtend(*a.backend, Ref(a), bad).status().code(),
+    ASSERT_EQ(TryExtend(*a.backend, Ref(a), bad).status().code(),
               absl::StatusCode::kInvalidArgument)
         << bad;
   }
@@ -756,9 +757,9 @@ TEST_P(ConformanceTest, AReferenceThatNamesNothingReleasesNothing) {
   for (const HoldRef& nothing :
        {HoldRef{}, HoldRef{.acquisition = a.id()}, HoldRef{.resource = a.resource}}) {
     const absl::StatusOr<ReleaseOutcome> released = TryRelease(*a.backend, nothing);
-    EXPECT_TRUE(!released.ok() || *released == ReleaseOutcome::kNotHeld);
+    ASSERT_TRUE(!released.ok() || *released == ReleaseOutcome::kNotHeld);
     const absl::StatusOr<ExtendReply> extended = TryExtend(*a.backend, nothing, Long());
-    EXPECT_TRUE(!extended.ok() || extended->outcome == ExtendOutcome::kNotHeld);
+    ASSERT_TRUE(!extended.ok() || extended->outcome == ExtendOutcome::kNotHeld);
   }
   EXPECT_TRUE(Holds(a));
 }
@@ -773,8 +774,8 @@ TEST_P(ConformanceTest, ConfirmRaisesTheTokenOfTheHoldAndTheFence) {
   const FencingToken raised = a.token + 100;
   for (int i = 0; i < 2; ++i) {  // A repetition changes nothing.
     const ConfirmReply reply = Confirm(a, raised);
-    EXPECT_EQ(reply.outcome, ConfirmOutcome::kConfirmed);
-    EXPECT_EQ(reply.token, raised);
+    ASSERT_EQ(reply.outcome, ConfirmOutcome::kConfirmed);
+    ASSERT_EQ(reply.token, raised);
   }
   Attempt inner = Party("a");
   EXPECT_EQ(Obtain(inner).token, raised);

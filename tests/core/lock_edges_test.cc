@@ -26,6 +26,7 @@ TEST_F(LockEdgesTest, EachStateHasAName) {
   EXPECT_EQ(LockStateName(LockState::kStolen), "Stolen");
   EXPECT_EQ(LockStateName(LockState::kExpired), "Expired");
   EXPECT_EQ(LockStateName(LockState::kLost), "Lost");
+  EXPECT_EQ(testing::PrintToString(LockState::kLost), "Lost");
 }
 
 TEST_F(LockEdgesTest, AnEmptyLockAnswersWithoutWaiting) {

@@ -48,6 +48,7 @@ TEST(LockErrorTest, EveryReasonHasItsNameAndCodeAndIsReadBack) {
   std::set<std::string_view> names;
   for (const Row& row : kRows) {
     EXPECT_EQ(ReasonName(row.reason), row.name);
+    EXPECT_EQ(testing::PrintToString(row.reason), row.name);
     EXPECT_EQ(CodeOf(row.reason), row.code) << row.name;
     const absl::Status status = MakeError(row.reason, "what happened");
     EXPECT_EQ(status.code(), row.code) << row.name;

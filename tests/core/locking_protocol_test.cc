@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -19,6 +20,53 @@ using ::testing::HasSubstr;
 
 ObtainRequest ValidRequest() {
   return {.resource = "r", .acquisition = {1, 2}, .lease = absl::Seconds(1)};
+}
+
+TEST(NamesTest, OutcomesAndEventsHaveNamesThatStreamsPrint) {
+  const auto expect = [](auto value, std::string_view name, std::string_view expected) {
+    EXPECT_EQ(name, expected);
+    EXPECT_EQ(testing::PrintToString(value), expected);
+  };
+  const auto obtain = [&](ObtainOutcome outcome, std::string_view expected) {
+    expect(outcome, ObtainOutcomeName(outcome), expected);
+  };
+  obtain(ObtainOutcome::kObtained, "Obtained");
+  obtain(ObtainOutcome::kReentered, "Reentered");
+  obtain(ObtainOutcome::kReserved, "Reserved");
+  obtain(ObtainOutcome::kDenied, "Denied");
+  const auto release = [&](ReleaseOutcome outcome, std::string_view expected) {
+    expect(outcome, ReleaseOutcomeName(outcome), expected);
+  };
+  release(ReleaseOutcome::kReleased, "Released");
+  release(ReleaseOutcome::kWithdrawn, "Withdrawn");
+  release(ReleaseOutcome::kNotHeld, "NotHeld");
+  const auto extend = [&](ExtendOutcome outcome, std::string_view expected) {
+    expect(outcome, ExtendOutcomeName(outcome), expected);
+  };
+  extend(ExtendOutcome::kExtended, "Extended");
+  extend(ExtendOutcome::kReserved, "Reserved");
+  extend(ExtendOutcome::kNotHeld, "NotHeld");
+  const auto confirm = [&](ConfirmOutcome outcome, std::string_view expected) {
+    expect(outcome, ConfirmOutcomeName(outcome), expected);
+  };
+  confirm(ConfirmOutcome::kConfirmed, "Confirmed");
+  confirm(ConfirmOutcome::kRaise, "Raise");
+  confirm(ConfirmOutcome::kNotHeld, "NotHeld");
+  const auto event = [&](WatchEventKind kind, std::string_view expected) {
+    expect(kind, WatchEventKindName(kind), expected);
+  };
+  event(WatchEventKind::kYieldRequested, "YieldRequested");
+  event(WatchEventKind::kYieldWithdrawn, "YieldWithdrawn");
+  event(WatchEventKind::kHoldEnded, "HoldEnded");
+  event(WatchEventKind::kDisplaced, "Displaced");
+  const auto end = [&](HoldEnd why, std::string_view expected) {
+    expect(why, HoldEndName(why), expected);
+  };
+  end(HoldEnd::kReleased, "Released");
+  end(HoldEnd::kExpired, "Expired");
+  end(HoldEnd::kStolen, "Stolen");
+  expect(WatchRole::kWaiter, WatchRoleName(WatchRole::kWaiter), "Waiter");
+  expect(WatchRole::kHolder, WatchRoleName(WatchRole::kHolder), "Holder");
 }
 
 TEST(CheckRequestTest, AcceptsWhatIsValid) {

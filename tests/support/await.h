@@ -5,6 +5,8 @@
 #ifndef LATCHKEY_TESTS_SUPPORT_AWAIT_H_
 #define LATCHKEY_TESTS_SUPPORT_AWAIT_H_
 
+#include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -24,6 +26,20 @@ namespace latchkey {
 // No test waits so long unless something hangs.
 inline constexpr absl::Duration kHangGuard = absl::Seconds(45);
 
+// How long to wait for what should come, in this process: each wait that was in vain halves the
+// time for those that follow. By then the test has failed, and has only to end. Thread-safe.
+class Patience {
+ public:
+  static absl::Duration Of(absl::Duration whole = kHangGuard) {
+    constexpr int kMostHalvings = 10;
+    return whole / (1 << std::min(in_vain_.load(), kMostHalvings));
+  }
+  static void WasInVain() { ++in_vain_; }
+
+ private:
+  inline static std::atomic<int> in_vain_{0};
+};
+
 template <typename T>
 absl::StatusOr<T> Await(
     absl::FunctionRef<void(absl::AnyInvocable<void(absl::StatusOr<T>)>)> begin) {
@@ -41,7 +57,8 @@ absl::StatusOr<T> Await(
     state->mutex.AssertReaderHeld();
     return state->result.has_value();
   };
-  if (!state->mutex.AwaitWithTimeout(absl::Condition(&settled), kHangGuard)) {
+  if (!state->mutex.AwaitWithTimeout(absl::Condition(&settled), Patience::Of())) {
+    Patience::WasInVain();
     return absl::InternalError("the callback never came");
   }
   return *std::move(state->result);
@@ -68,7 +85,10 @@ class Mailbox {
       }
       return false;
     };
-    if (!mutex_.AwaitWithTimeout(absl::Condition(&found), kHangGuard)) return std::nullopt;
+    if (!mutex_.AwaitWithTimeout(absl::Condition(&found), Patience::Of())) {
+      Patience::WasInVain();
+      return std::nullopt;
+    }
     T item = std::move(items_[at]);
     items_.erase(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(at) + 1);
     return item;

@@ -184,8 +184,8 @@ class Run {
     const ObtainReply expected = Apply(resource.record, request, now_, effects);
     const ObtainReply* const reply = Check(answer);
     if (reply == nullptr) return;
-    absl::StrAppend(&trace_.back(), " -> ", static_cast<int>(reply->outcome));
-    Compare("outcome", static_cast<int>(reply->outcome), static_cast<int>(expected.outcome));
+    absl::StrAppend(&trace_.back(), " -> ", ObtainOutcomeName(reply->outcome));
+    Compare("outcome", ObtainOutcomeName(reply->outcome), ObtainOutcomeName(expected.outcome));
     CompareDurations("remaining", reply->remaining, expected.remaining);
     if (!difference_.empty()) return;
     switch (expected.outcome) {
@@ -225,7 +225,7 @@ class Run {
     const ReleaseOutcome expected =
         ApplyRelease(resource.record, party.request.acquisition, now_, effects);
     if (const ReleaseOutcome* const outcome = Check(answer)) {
-      Compare("outcome", static_cast<int>(*outcome), static_cast<int>(expected));
+      Compare("outcome", ReleaseOutcomeName(*outcome), ReleaseOutcomeName(expected));
     }
     // Only now: a watch that ends takes the reservation of a woken waiter with it.
     party.as_holder.reset();
@@ -243,7 +243,7 @@ class Run {
     const ExtendReply expected =
         ApplyExtend(resource.record, party.request.acquisition, lease, now_, effects);
     if (const ExtendReply* const reply = Check(answer)) {
-      Compare("outcome", static_cast<int>(reply->outcome), static_cast<int>(expected.outcome));
+      Compare("outcome", ExtendOutcomeName(reply->outcome), ExtendOutcomeName(expected.outcome));
       if (expected.outcome != ExtendOutcome::kNotHeld) {
         CompareDurations("remaining", reply->remaining, expected.remaining);
       }
@@ -266,7 +266,7 @@ class Run {
                                                less ? own - 1 : own + more, now_, effects);
     const ConfirmReply* const reply = Check(answer);
     if (reply == nullptr) return;
-    Compare("outcome", static_cast<int>(reply->outcome), static_cast<int>(expected.outcome));
+    Compare("outcome", ConfirmOutcomeName(reply->outcome), ConfirmOutcomeName(expected.outcome));
     if (!difference_.empty() || expected.outcome == ConfirmOutcome::kNotHeld) return;
     if (expected.outcome == ConfirmOutcome::kConfirmed) {
       resource.held += more;

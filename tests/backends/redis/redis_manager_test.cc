@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/backends/redis/redis_backend.h"
@@ -114,7 +115,11 @@ class Spy : public LockingProtocol {
 // Returns once everything that was asked of the server before has been answered: it serves one
 // connection in order. Also waits for a connection.
 void Settle(LockManager& locks) {
+  const absl::Time give_up = absl::Now() + Patience::Of();
   while (!locks.TryAcquire("settle").ok()) {
+    if (absl::Now() < give_up) continue;
+    Patience::WasInVain();
+    FAIL() << "waited in vain for an answer of the server";
   }
 }
 
