@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/contain.h"
+#include "latchkey/core/internal/lock_set_rep.h"
 #include "latchkey/core/internal/manager_core.h"
 
 namespace latchkey::internal {
@@ -289,11 +291,7 @@ FencingToken TransactionRun::token(std::string_view resource) const {
 FencingToken TransactionRun::first_token() const { return token(resources_.front()); }
 
 std::string TransactionRun::ResourcesForMessage() const {
-  std::string message;
-  for (const std::string& resource : resources_) {
-    absl::StrAppend(&message, message.empty() ? "" : ", ", ResourceForMessage(resource));
-  }
-  return message;
+  return internal::ResourcesForMessage({resources_.begin(), resources_.end()});
 }
 
 // ---- Steps ----

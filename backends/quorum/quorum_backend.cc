@@ -11,7 +11,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "latchkey/core/blocked_thread.h"
@@ -260,6 +259,17 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   absl::flat_hash_map<AcquisitionId, AttemptPtr> attempts_ ABSL_GUARDED_BY(mutex_);
   size_t sweep_at_ ABSL_GUARDED_BY(mutex_) = 1024;
 };
+
+// For messages: "; server 3: why", of the first few and no longer than it takes to see what is
+// wrong.
+void AppendServer(std::string& text, size_t i, std::string_view what) {
+  constexpr size_t kMostText = 2000;
+  constexpr size_t kMostOfOne = 400;
+  if (text.size() > kMostText) return;
+  absl::StrAppend(&text, "; server ", i + 1, ": ", what.substr(0, kMostOfOne),
+                  what.size() > kMostOfOne ? "..." : "");
+  if (text.size() > kMostText) absl::StrAppend(&text, "; ...");
+}
 
 // The n-th smallest (from 1) of some values; infinite if there are fewer.
 absl::Duration NthSmallest(std::vector<absl::Duration> values, size_t n) {
@@ -761,7 +771,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
 }
 
 std::string Quorum::Votes(const Attempt& attempt) const {
-  std::vector<std::string> votes;
+  std::string votes;
   for (size_t i = 0; i < size(); ++i) {
     const Node& node = attempt.nodes[i];
     std::string vote;
@@ -788,9 +798,9 @@ std::string Quorum::Votes(const Attempt& attempt) const {
         vote = std::string(node.error.message());
         break;
     }
-    votes.push_back(absl::StrCat("server ", i + 1, ": ", vote));
+    AppendServer(votes, i, vote);
   }
-  return absl::StrJoin(votes, "; ");
+  return votes.substr(2);
 }
 
 void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions, ReleaseCallback done) {
@@ -865,12 +875,14 @@ void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionI
   auto giving_back = std::make_shared<GivingBack>();
   const bool wait = !outcome.ok() && NothingWasDone(outcome.status());
   const auto given_back = [self = shared_from_this(), attempt, round, caller, giving_back,
-                           why = outcome.ok() ? absl::OkStatus()
-                                              : outcome.status()](std::string_view failure) {
+                           why = outcome.ok() ? absl::OkStatus() : outcome.status()](
+                              size_t i, absl::Status given) {
     absl::Status result = why;
     {
       absl::MutexLock lock(&giving_back->mutex);
-      absl::StrAppend(&giving_back->failures, failure);
+      if (!given.ok()) {
+        AppendServer(giving_back->failures, i, absl::StrCat("not given back: ", given.message()));
+      }
       if (--giving_back->left != 0) return;
       if (!giving_back->failures.empty()) {
         result = BackendUnknownError(absl::StrCat(why.message(), giving_back->failures));
@@ -890,13 +902,11 @@ void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionI
       ++giving_back->left;
     }
     Drop(attempt, i, actions, [given_back, i](absl::StatusOr<ReleaseOutcome> released) {
-      given_back(released.ok() ? ""
-                               : absl::StrCat("; not given back to server ", i + 1, ": ",
-                                              released.status().message()));
+      given_back(i, released.status());
     });
   }
   if (wait) {
-    actions.push_back([given_back] { given_back(""); });
+    actions.push_back([given_back] { given_back(0, absl::OkStatus()); });
   } else {
     Decide(attempt, round, caller, std::move(outcome), actions);
   }
@@ -973,8 +983,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
                 ++count->failed;
                 count->unknown |= !NothingWasDone(outcome.status());
                 count->refused += IsRefusal(outcome.status()) ? 1 : 0;
-                absl::StrAppend(&count->failures, "; server ", i + 1, ": ",
-                                outcome.status().message());
+                AppendServer(count->failures, i, outcome.status().message());
               } else {
                 ++count->answered;
                 count->released += *outcome == ReleaseOutcome::kReleased ? 1 : 0;
@@ -1077,7 +1086,7 @@ void Quorum::OnExtended(const AttemptPtr& attempt, const std::shared_ptr<Renewal
     Node& node = attempt->nodes[i];
     const auto fail = [&](std::string_view why) {
       renewal->words[i] = Word::kFailed;
-      absl::StrAppend(&renewal->failures, "; server ", i + 1, ": ", why);
+      AppendServer(renewal->failures, i, why);
     };
     if (!reply.ok()) {
       renewal->unknown |= !NothingWasDone(reply.status());
@@ -1128,8 +1137,7 @@ void Quorum::OnExtended(const AttemptPtr& attempt, const std::shared_ptr<Renewal
                          if (!confirmed.ok()) {
                            renewal->unknown = true;
                            renewal->words[i] = Word::kFailed;
-                           absl::StrAppend(&renewal->failures, "; server ", i + 1, ": ",
-                                           confirmed.status().message());
+                           AppendServer(renewal->failures, i, confirmed.status().message());
                          } else {
                            renewal->words[i] =
                                *confirmed == ConfirmOutcome::kNotHeld ? Word::kNotHeld : word;

@@ -41,10 +41,18 @@ std::shared_ptr<WaitGraph> WaitGraph::Of(const LockingProtocol* backend) {
 }
 
 std::string WaitGraph::Circle::ToString() const {
+  constexpr size_t kMost = 4;
   std::string text;
-  for (const Link& link : links) {
-    absl::StrAppend(&text, text.empty() ? OwnerForMessage(link.waiter->owner) : ", who",
-                    " waits for ", ResourceForMessage(link.waiter->resource), ", held by ",
+  for (size_t i = 0; i < links.size(); ++i) {
+    std::string_view who = ", who";
+    if (i + 1 == kMost && links.size() > kMost) {
+      absl::StrAppend(&text, ", and so on (", links.size(), " owners in all)");
+      i = links.size() - 1;  // It closes the circle.
+      who = ", the last of whom";
+    }
+    const Link& link = links[i];
+    absl::StrAppend(&text, text.empty() ? OwnerForMessage(link.waiter->owner) : who, " waits for ",
+                    ResourceForMessage(link.waiter->resource), ", held by ",
                     OwnerForMessage(link.holder));
   }
   return text;

@@ -45,7 +45,7 @@ class WaitGraph {
   // Each one's holder is the owner of the next one's waiter.
   struct Circle {
     std::vector<Link> links;
-    // "'a' waits for 'x', held by 'b', who waits for ..."
+    // "'a' waits for 'x', held by 'b', who waits for ...", of the first few and the last.
     std::string ToString() const;
     // Who has to give up: the lowest priority, and among equals the last to begin.
     Waiter& Victim() const;

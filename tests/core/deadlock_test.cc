@@ -100,6 +100,22 @@ TEST_F(DeadlockTest, FindsCirclesOfAnyLength) {
   EXPECT_EQ(ReasonOf(waits.back()->status()), Reason::kDeadlock);
 }
 
+TEST_F(DeadlockTest, TheMessageOfALongCircleIsShort) {
+  constexpr int kLength = 500;
+  std::vector<Lock> held;
+  std::vector<std::shared_ptr<Pending>> waits;
+  const auto name = [](int i) { return absl::StrCat("r", i % kLength); };
+  for (int i = 0; i < kLength; ++i) {
+    held.push_back(*locks_.Acquire(name(i), {.owner = absl::StrCat("o", i)}));
+  }
+  for (int i = 0; i < kLength; ++i) {
+    waits.push_back(Ask(name(i + 1), {.owner = absl::StrCat("o", i)}));
+  }
+  const std::string message(waits.back()->status().message());
+  EXPECT_LT(message.size(), 500u) << message;
+  EXPECT_THAT(message, HasSubstr(", and so on (500 owners in all), the last of whom waits for "));
+}
+
 TEST_F(DeadlockTest, FindsACircleThroughAHolderThatCameLater) {
   std::optional<Lock> first = *locks_.Acquire("x");
   absl::StatusOr<Lock> y = locks_.Acquire("y", {.owner = "bob"});
