@@ -42,7 +42,8 @@ struct AcquireOptions {
   // priority that was raised.)
   bool preemptible = true;
 
-  // How long the hold lasts unless extended; positive, and longer than the backend's margin. None:
+  // How long the hold lasts unless extended; positive, and longer than the backend's margin; if it
+  // is renewed, at least three margins, or there is no time to renew it (kInvalidArgument). None:
   // infinite where the backend offers that (the in-memory one does), else the backend's default
   // lease, renewed.
   //

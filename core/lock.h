@@ -135,10 +135,12 @@ class [[nodiscard]] Lock {
 
   // Makes the lock last for at least `lease` (positive) from now, in place, as far as its
   // `max_hold` allows: OK if that cuts it short, and remaining() says what came of it. Never
-  // shortens it. kAborted with kYieldRequested: refused, since somebody of higher priority waits;
-  // the lock is held for the rest of its lease. kAborted with another reason: lost. kUnavailable,
-  // kUnknown: could not ask; the lock is held for the rest of its lease. kFailedPrecondition: not
-  // held, or called inside a callback of the library and the backend does not answer at once.
+  // shortens it. kUnimplemented: longer than the backend offers, or no longer than what it takes
+  // off each lease (`clock_drift`, `lease_margin`). kAborted with kYieldRequested: refused, since
+  // somebody of higher priority waits; the lock is held for the rest of its lease. kAborted with
+  // another reason: lost. kUnavailable, kUnknown: could not ask; the lock is held for the rest of
+  // its lease. kFailedPrecondition: not held, or called inside a callback of the library and the
+  // backend does not answer at once.
   absl::Status Extend(absl::Duration lease);
 
   // The same without waiting; `done` runs on the manager's executor, also if this Lock is gone.

@@ -1058,9 +1058,11 @@ absl::Status CheckOptions(const RedisBackendOptions& options) {
            CheckDuration("max_reconnect_delay", options.max_reconnect_delay,
                          options.reconnect_delay, hour),
            CheckDuration("max_lease", options.max_lease, ms, absl::Hours(24)),
-           CheckDuration("default_lease", options.default_lease, ms, options.max_lease),
+           // The default lease is renewed, and a renewed one takes three margins.
            CheckDuration("lease_margin", options.lease_margin, absl::ZeroDuration(),
-                         options.max_lease),
+                         options.max_lease / 3),
+           CheckDuration("default_lease", options.default_lease,
+                         std::max(ms, 3 * options.lease_margin), options.max_lease),
            CheckDuration("max_clock_skew", options.max_clock_skew, absl::ZeroDuration(), hour),
            CheckDuration("waiter_lease", options.waiter_lease, absl::Milliseconds(30), hour),
            CheckDuration("shutdown_timeout", options.shutdown_timeout, absl::ZeroDuration(), hour),

@@ -82,10 +82,11 @@ struct RedisBackendOptions {
 
   // Bounds every lease. All clients of a server must use the same value. 1 ms to 24 h.
   absl::Duration max_lease = absl::Seconds(60);
-  // The lease where the user names none. At most max_lease.
+  // The lease where the user names none; it is renewed. At most max_lease, and at least three times
+  // lease_margin.
   absl::Duration default_lease = absl::Seconds(30);
   // See BackendCapabilities: at most how much faster the server's clock runs than ours (0 to 0.5),
-  // and the margin for pauses and delivery.
+  // and the margin for pauses and delivery, at most a third of max_lease.
   double clock_drift = 0.01;
   absl::Duration lease_margin = absl::Milliseconds(20);
 

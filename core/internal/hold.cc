@@ -576,6 +576,14 @@ void Hold::Extend(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> d
   }
   ManagerCore& core = *shard_->core;
   const BackendCapabilities& backend = core.capabilities();
+  if (lease != absl::InfiniteDuration() && core.TimeOf(lease) <= absl::ZeroDuration()) {
+    done(MakeError(Reason::kNotSupported,
+                   absl::StrCat("a lease of ", absl::FormatDuration(lease), " on backend '",
+                                backend.name, "' is over before it begins (lease_margin ",
+                                absl::FormatDuration(backend.lease_margin), "), wanted for ",
+                                NameForMessage())));
+    return;
+  }
   if ((lease == absl::InfiniteDuration() && !backend.infinite_lease) ||
       (lease != absl::InfiniteDuration() && lease > backend.max_lease)) {
     done(MakeError(

@@ -44,6 +44,12 @@ constexpr absl::Duration kTimeToSpin = absl::Milliseconds(1);
 // lease asked for has no end.
 constexpr absl::Time kUntimed = absl::UnixEpoch();
 
+// For the log, if it throws.
+constexpr std::string_view kCallback = "the callback of a request";
+
+// Rule C2 takes a margin off each lease. Less than three of them leave a renewal no time.
+constexpr int kMarginsToRenew = 3;
+
 absl::Status InvalidField(std::string_view resource, std::string_view field, std::string_view rule,
                           std::string_view value) {
   return MakeError(Reason::kInvalidArgument,
@@ -237,6 +243,18 @@ absl::Status ManagerCore::CheckOptions(const ResourceName& resource,
   return positive("max_occupation_time", options.max_occupation_time);
 }
 
+absl::Status ManagerCore::CheckRenewable(const ResourceName& resource,
+                                         const AcquireOptions& options,
+                                         absl::Duration lease) const {
+  const absl::Duration least = kMarginsToRenew * capabilities_.lease_margin;
+  if (lease >= least) return absl::OkStatus();
+  const std::string rule =
+      absl::StrCat("be at least ", absl::FormatDuration(least), " to be renewed (", kMarginsToRenew,
+                   " times lease_margin of backend '", capabilities_.name, "')");
+  return InvalidField(resource, options.lease ? "lease" : "default_lease", rule,
+                      absl::FormatDuration(lease));
+}
+
 absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOptions& options,
                                    Plan& plan) const {
   if (absl::Status bad = CheckOptions(resource, options); ABSL_PREDICT_FALSE(!bad.ok())) return bad;
@@ -257,6 +275,11 @@ absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOp
   const bool endless = !options.lease || *options.lease == absl::InfiniteDuration();
   if (plan.max_hold < plan.lease) plan.lease = std::min(plan.max_hold, capabilities_.max_lease);
   const bool finite = plan.lease != absl::InfiniteDuration();
+  plan.auto_renew = finite && plan.lease < plan.max_hold && options.auto_renew.value_or(endless);
+  if (plan.auto_renew) {
+    absl::Status bad = CheckRenewable(resource, options, plan.lease);
+    if (ABSL_PREDICT_FALSE(!bad.ok())) return bad;
+  }
   if (finite && ABSL_PREDICT_FALSE(TimeOf(plan.lease) <= absl::ZeroDuration())) {
     return MakeError(Reason::kNotSupported,
                      absl::StrCat("a lease of ", absl::FormatDuration(plan.lease), " on backend '",
@@ -264,7 +287,6 @@ absl::Status ManagerCore::MakePlan(const ResourceName& resource, const AcquireOp
                                   absl::FormatDuration(capabilities_.lease_margin),
                                   "), wanted for ", ResourceForMessage(resource)));
   }
-  plan.auto_renew = finite && plan.lease < plan.max_hold && options.auto_renew.value_or(endless);
   plan.renew_reentered = options.auto_renew.value_or(false);
   if (!capabilities_.infinite_lease) {
     plan.reservation_lease = std::max(plan.lease / kReservationPart, kShortestReservation);

@@ -358,6 +358,9 @@ class ManagerCore {
                   std::unique_ptr<absl::StatusOr<ObtainReply>>& other);
 
   absl::Status CheckOptions(const ResourceName& resource, const AcquireOptions& options) const;
+  // Of a lease that is renewed: can it be?
+  absl::Status CheckRenewable(const ResourceName& resource, const AcquireOptions& options,
+                              absl::Duration lease) const;
   absl::Status MakePlan(const ResourceName& resource, const AcquireOptions& options,
                         Plan& plan) const;
   ObtainRequest RequestOf(const ResourceName& resource, AcquisitionId id, const Plan& plan) const;

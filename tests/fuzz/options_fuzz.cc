@@ -240,24 +240,35 @@ class Scenario {
     return options;
   }
 
-  static bool AreValid(std::string_view resource, const AcquireOptions& o) {
-    return !resource.empty() && (!o.lease || IsPositive(*o.lease)) && IsPositive(o.max_hold) &&
-           (!o.preemption_grace || !IsNegative(*o.preemption_grace)) &&
+  bool AreValid(std::string_view resource, const AcquireOptions& o) const {
+    return !resource.empty() && CanBeRenewed(o) && (!o.lease || IsPositive(*o.lease)) &&
+           IsPositive(o.max_hold) && (!o.preemption_grace || !IsNegative(*o.preemption_grace)) &&
            !IsNegative(o.acquire_timeout) && !IsNegative(o.outage_patience) &&
            o.max_attempts >= 1 && IsPositive(o.max_execution_time) &&
            IsPositive(o.max_occupation_time);
+  }
+
+  absl::Duration LeaseOf(const AcquireOptions& o) const {
+    const absl::Duration lease =
+        o.lease.value_or(capabilities_.infinite_lease
+                             ? absl::InfiniteDuration()
+                             : std::min(capabilities_.default_lease, capabilities_.max_lease));
+    return o.max_hold < lease ? std::min(o.max_hold, capabilities_.max_lease) : lease;
+  }
+
+  bool CanBeRenewed(const AcquireOptions& o) const {
+    const absl::Duration lease = LeaseOf(o);
+    const bool renewed = lease < o.max_hold &&
+                         o.auto_renew.value_or(!o.lease || *o.lease == absl::InfiniteDuration());
+    return !renewed || lease >= 3 * capabilities_.lease_margin;
   }
 
   bool AreSupported(const AcquireOptions& o) const {
     const bool lease =
         !o.lease || (*o.lease == absl::InfiniteDuration() ? capabilities_.infinite_lease
                                                           : *o.lease <= capabilities_.max_lease);
-    absl::Duration time =
-        o.lease.value_or(capabilities_.infinite_lease
-                             ? absl::InfiniteDuration()
-                             : std::min(capabilities_.default_lease, capabilities_.max_lease));
-    if (o.max_hold < time) time = std::min(o.max_hold, capabilities_.max_lease);
-    time = time * (1 - capabilities_.clock_drift) - capabilities_.lease_margin;
+    const absl::Duration time =
+        LeaseOf(o) * (1 - capabilities_.clock_drift) - capabilities_.lease_margin;
     const bool force =
         o.preemption_grace ? *o.preemption_grace != absl::InfiniteDuration() : policy_forces_;
     return lease && time > absl::ZeroDuration() && (!force || capabilities_.forced_handover);

@@ -3,6 +3,7 @@
 //
 // Bytes are the fields in the header's order. What would be accepted is made to connect to a socket
 // that does not exist, in the background.
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -30,8 +31,9 @@ bool AreValid(const RedisBackendOptions& o) {
          Within(o.command_timeout, ms, hour) && Within(o.reconnect_delay, ms, hour) &&
          Within(o.max_reconnect_delay, o.reconnect_delay, hour) && o.command_connections >= 1 &&
          o.command_connections <= 16 && Within(o.max_lease, ms, absl::Hours(24)) &&
-         Within(o.default_lease, ms, o.max_lease) && o.clock_drift >= 0 && o.clock_drift <= 0.5 &&
-         Within(o.lease_margin, absl::ZeroDuration(), o.max_lease) &&
+         Within(o.default_lease, std::max(ms, 3 * o.lease_margin), o.max_lease) &&
+         o.clock_drift >= 0 && o.clock_drift <= 0.5 &&
+         Within(o.lease_margin, absl::ZeroDuration(), o.max_lease / 3) &&
          Within(o.waiter_lease, absl::Milliseconds(30), hour) &&
          Within(o.shutdown_timeout, absl::ZeroDuration(), hour) &&
          o.tls.certificate_file.empty() == o.tls.key_file.empty();
