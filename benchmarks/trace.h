@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
@@ -51,7 +52,8 @@ void WriteTraceLine(std::ostream& out, const TracedRequest& request);
 class TraceRecorder : public Observer {
  public:
   // `out` must outlive the recorder, `clock` (null: RealClock()) too.
-  explicit TraceRecorder(std::ostream& out, Clock* clock = nullptr);
+  explicit TraceRecorder(std::ostream& out ABSL_ATTRIBUTE_LIFETIME_BOUND,
+                         Clock* clock ABSL_ATTRIBUTE_LIFETIME_BOUND = nullptr);
   // Flushes.
   ~TraceRecorder() override;
 

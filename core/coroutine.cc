@@ -33,20 +33,55 @@ AcquireOptions WithoutOwner(const CoAcquireOptions& from) {
 
 AcquireOptions CoAcquireOptions::Copy() const {
   AcquireOptions options = WithoutOwner(*this);
-  options.owner = std::string(owner);
+  options.owner = std::string(owner.view());
   return options;
 }
 
-bool LockAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
-  std::optional<AcquireOptions> copied;
-  std::string_view owner;
-  if (options_ == nullptr) {
-    copied = WithoutOwner(borrowed_);
-    owner = borrowed_.owner;
+LockAwaiter::LockAwaiter(internal::ManagerCore* core, BorrowedName<ResourceName> resource,
+                         const CoAcquireOptions& options)
+    : core_(core), copied_(WithoutOwner(options)) {
+  SetName(resource);
+  if (options.owner.temporary()) {
+    copied_.owner = std::string(options.owner.view());
+  } else {
+    owner_ = options.owner;
   }
-  const AcquireOptions& options = copied ? *copied : *options_;
+}
+
+LockAwaiter::LockAwaiter(internal::ManagerCore* core, BorrowedName<ResourceName> resource,
+                         const AcquireOptions* options)
+    : core_(core), options_(options) {
+  SetName(resource);
+}
+
+LockAwaiter::LockAwaiter(LockAwaiter&& other) noexcept
+    : core_(other.core_),
+      name_(std::move(other.name_)),
+      resource_(std::exchange(other.resource_, {})),
+      copied_(std::move(other.copied_)),
+      owner_(other.owner_),
+      options_(other.options_),
+      result_(std::move(other.result_)),
+      wait_(std::move(other.wait_)),
+      waiter_(std::exchange(other.waiter_, nullptr)) {
+  if (!name_.empty()) resource_ = resource_.WithBytes(name_);
+}
+
+void LockAwaiter::SetName(const BorrowedName<ResourceName>& resource) {
+  resource_ = resource.view();
+  if (!resource.temporary()) return;
+  name_ = std::string(resource_.bytes());
+  resource_ = resource_.WithBytes(name_);
+}
+
+bool LockAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
+  if (core_ == nullptr) {
+    result_ = internal::MovedFromError("CoAcquire()");
+    return false;
+  }
+  const AcquireOptions& options = options_ != nullptr ? *options_ : copied_;
   internal::Attempt attempt;
-  result_ = core_->Begin(resource_, options, owner, attempt);
+  result_ = core_->Begin(resource_, options, owner_, attempt);
   if (result_) return false;
 
   const auto wait = internal::RefPtr<Wait>::Adopt(new Wait);
@@ -66,6 +101,7 @@ bool LockAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
 absl::StatusOr<Lock> LockAwaiter::await_resume() {
   if (result_) return *std::move(result_);
   const internal::RefPtr<Wait> wait = std::move(wait_);
+  if (!wait) internal::DieOfMisuse(internal::kAwaiterMovedFrom);
   internal::RefPtr<internal::Waiter>::Adopt(std::exchange(waiter_, nullptr));
   return *std::move(wait->value);
 }
@@ -106,14 +142,19 @@ bool LockSetAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
   const auto wait = internal::RefPtr<SetWait>::Adopt(new SetWait);
   wait->set_coroutine(coroutine);
   wait_ = internal::RefPtr<SetWait>(wait).Release();
-  AcquireOptions options = options_ != nullptr ? *options_ : borrowed_.Copy();
+  if (core_ == nullptr || moved_from_) {
+    wait->value = moved_from_ ? MakeError(Reason::kMovedFrom, internal::kAwaiterMovedFrom)
+                              : internal::MovedFromError("CoAcquireAll()");
+    return false;
+  }
+  AcquireOptions options = options_;
   if (options.cancel.stop_possible()) {
     wait->callers_stop.emplace(std::move(options.cancel), SetWait::Forward{wait->stop});
   }
   options.cancel = wait->stop.get_token();
   std::vector<LockRequest> requests;
-  for (std::string& name : resources_.Copy()) {
-    requests.push_back({.resource = std::move(name), .options = options});
+  for (const std::string& name : resources_) {
+    requests.push_back({.resource = name, .options = options});
   }
   core_->AcquireAllAsync(std::move(requests), LockOrder::kSorted,
                          [wait](absl::StatusOr<LockSet> locks) {
@@ -126,6 +167,7 @@ bool LockSetAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
 
 absl::StatusOr<LockSet> LockSetAwaiter::await_resume() {
   const auto wait = internal::RefPtr<internal::SetWait>::Adopt(std::exchange(wait_, nullptr));
+  if (!wait) internal::DieOfMisuse(internal::kAwaiterMovedFrom);
   return *std::move(wait->value);
 }
 

@@ -24,7 +24,10 @@
 // task that was to resume it, it stays suspended until it is destroyed.
 //
 // Thread safety: an awaiter belongs to one coroutine. A Completion may be called on any thread.
-// Lifetime: await in the expression that makes the awaiter: it borrows its arguments.
+// Lifetime: an awaiter may be kept and awaited later. It copies what was a temporary when it was
+// made: the resource's name, and what the options name. It borrows what has a name of its own (a
+// string, an AcquireOptions) or is a view (a string_view, a `const char*`): those, and the manager,
+// must live until it has been awaited.
 #ifndef LATCHKEY_CORE_COROUTINE_H_
 #define LATCHKEY_CORE_COROUTINE_H_
 
@@ -42,6 +45,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -51,6 +55,7 @@
 #include "latchkey/core/executor.h"
 #include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/contain.h"
+#include "latchkey/core/internal/misuse.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
@@ -74,7 +79,7 @@ class Borrowed {
   template <typename From>
   requires(std::convertible_to<const From&, T> && !std::same_as<From, Borrowed>)
       // NOLINTNEXTLINE(google-explicit-constructor): it stands for the value.
-      constexpr Borrowed(const From& from)
+      constexpr Borrowed(const From& from ABSL_ATTRIBUTE_LIFETIME_BOUND)
       : from_(&from), copy_([](const void* p) -> T { return *static_cast<const From*>(p); }) {}
 
   T Copy() const { return from_ == nullptr ? T() : copy_(from_); }
@@ -82,6 +87,32 @@ class Borrowed {
  private:
   const void* from_ = nullptr;
   T (*copy_)(const void*) = nullptr;
+};
+
+// A name that is somewhere else, as a View of it, and whether that is a temporary string: whoever
+// keeps the name longer than the expression has to copy it then.
+template <typename View>
+class BorrowedName {
+ public:
+  constexpr BorrowedName() = default;
+  // NOLINTBEGIN(google-explicit-constructor): it stands for the name.
+  constexpr BorrowedName(const char* name ABSL_ATTRIBUTE_LIFETIME_BOUND) : view_(name) {}
+  constexpr BorrowedName(std::string_view name ABSL_ATTRIBUTE_LIFETIME_BOUND) : view_(name) {}
+  constexpr BorrowedName(const View& name ABSL_ATTRIBUTE_LIFETIME_BOUND) requires(
+      !std::same_as<View, std::string_view>)
+      : view_(name) {}
+  BorrowedName(const std::string& name ABSL_ATTRIBUTE_LIFETIME_BOUND) : view_(name) {}
+  BorrowedName(std::string&& name) : view_(name), temporary_(true) {}
+  BorrowedName(const std::string&& name) : view_(name), temporary_(true) {}
+  operator std::string_view() const { return view_; }
+  // NOLINTEND(google-explicit-constructor)
+
+  const View& view() const { return view_; }
+  bool temporary() const { return temporary_; }
+
+ private:
+  View view_ = {};
+  bool temporary_ = false;
 };
 
 // AcquireOptions for a `co_await` expression: the same fields with the same meaning, but borrowed,
@@ -93,7 +124,7 @@ class Borrowed {
 // destructors: it copies them byte by byte, and destroys both copies. Members without destructors
 // are safe; the assertion below keeps them so. A named AcquireOptions may be passed as well.
 struct CoAcquireOptions {
-  std::string_view owner = {};
+  BorrowedName<std::string_view> owner = {};
   Priority priority = 0;
   bool preemptible = true;
   std::optional<absl::Duration> lease = std::nullopt;
@@ -125,12 +156,12 @@ class CoResources {
   template <typename... Names>
   requires(sizeof...(Names) > 0 && (std::convertible_to<const Names&, std::string_view> && ...))
       // NOLINTNEXTLINE(google-explicit-constructor): it stands for the names.
-      CoResources(const Names&... names)
+      CoResources(const Names&... names ABSL_ATTRIBUTE_LIFETIME_BOUND)
       : few_{std::string_view(names)...}, few_size_(sizeof...(names)) {
     static_assert(sizeof...(names) <= kMost, "put that many names into a vector");
   }
   // NOLINTNEXTLINE(google-explicit-constructor)
-  CoResources(const std::vector<std::string>& names) : many_(names) {}
+  CoResources(const std::vector<std::string>& names ABSL_ATTRIBUTE_LIFETIME_BOUND) : many_(names) {}
 
   std::vector<std::string> Copy() const;
 
@@ -214,10 +245,13 @@ void ResumeOn(Executor& executor, RefPtr<ValueSuspension<T>> suspension) {
   RunContained("Executor::Execute", "", [&] {
     executor.Execute([suspension = std::move(suspension)] {
       CallbackScope scope;
-      suspension->Resume();
+      RunContained("a coroutine", "", [&] { suspension->Resume(); });
     });
   });
 }
+
+inline constexpr std::string_view kAwaiterMovedFrom =
+    "an awaiter was awaited after it was moved from, or moved while it was awaited";
 
 struct Nothing {};
 template <typename T>
@@ -230,12 +264,15 @@ using NothingForVoid = std::conditional_t<std::is_void_v<T>, Nothing, T>;
 // What LockManager::CoAcquire returns. It asks for the lock when it is awaited.
 class [[nodiscard]] LockAwaiter {
  public:
-  LockAwaiter(internal::ManagerCore* core, ResourceName resource, const CoAcquireOptions& options)
-      : core_(core), resource_(resource), borrowed_(options) {}
-  LockAwaiter(internal::ManagerCore* core, ResourceName resource, const AcquireOptions* options)
-      : core_(core), resource_(resource), options_(options) {}
+  // A null core is that of a manager which was moved from.
+  LockAwaiter(internal::ManagerCore* core,
+              BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
+              const CoAcquireOptions& options);
+  LockAwaiter(internal::ManagerCore* core,
+              BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
+              const AcquireOptions* options ABSL_ATTRIBUTE_LIFETIME_BOUND);
   // Before it is awaited only.
-  LockAwaiter(LockAwaiter&& other) = default;
+  LockAwaiter(LockAwaiter&& other) noexcept;
   LockAwaiter& operator=(LockAwaiter&&) = delete;
   ~LockAwaiter() { await_cancel(); }
 
@@ -250,27 +287,34 @@ class [[nodiscard]] LockAwaiter {
  private:
   using Wait = internal::ValueSuspension<absl::StatusOr<Lock>>;
 
+  void SetName(const BorrowedName<ResourceName>& resource);
+
   internal::ManagerCore* core_;
-  ResourceName resource_;
-  CoAcquireOptions borrowed_ = {};
-  const AcquireOptions* options_ = nullptr;  // If not null, instead of `borrowed_`.
+  std::string name_;       // The resource's, if that was a temporary.
+  ResourceName resource_;  // May be over `name_`.
+  AcquireOptions copied_;
+  std::string_view owner_;  // Borrowed; if not empty, instead of that of `copied_`.
+  const AcquireOptions* options_ = nullptr;  // If not null, instead of both.
   std::optional<absl::StatusOr<Lock>> result_;
   // The wait, if there is one. The waiter keeps the manager's core alive.
   internal::RefPtr<Wait> wait_;
   internal::Waiter* waiter_ = nullptr;  // Owns one reference.
 };
 
-// What LockManager::CoAcquireAll returns. It asks for the locks when it is awaited, and allocates.
+// What LockManager::CoAcquireAll returns. It asks for the locks when it is awaited. It allocates,
+// and borrows nothing.
 class [[nodiscard]] LockSetAwaiter {
  public:
-  LockSetAwaiter(internal::ManagerCore* core, const CoResources& resources,
-                 const CoAcquireOptions& options)
-      : core_(core), resources_(resources), borrowed_(options) {}
-  LockSetAwaiter(internal::ManagerCore* core, const CoResources& resources,
-                 const AcquireOptions* options)
-      : core_(core), resources_(resources), options_(options) {}
+  LockSetAwaiter(internal::ManagerCore* core, std::vector<std::string> resources,
+                 AcquireOptions options)
+      : core_(core), resources_(std::move(resources)), options_(std::move(options)) {}
   // Before it is awaited only.
-  LockSetAwaiter(LockSetAwaiter&& other) = default;
+  LockSetAwaiter(LockSetAwaiter&& other) noexcept
+      : core_(other.core_),
+        resources_(std::move(other.resources_)),
+        options_(std::move(other.options_)),
+        moved_from_(std::exchange(other.moved_from_, true)),
+        wait_(std::exchange(other.wait_, nullptr)) {}
   LockSetAwaiter& operator=(LockSetAwaiter&&) = delete;
   ~LockSetAwaiter() { await_cancel(); }
 
@@ -282,17 +326,18 @@ class [[nodiscard]] LockSetAwaiter {
 
  private:
   internal::ManagerCore* core_;
-  CoResources resources_;
-  CoAcquireOptions borrowed_ = {};
-  const AcquireOptions* options_ = nullptr;  // If not null, instead of `borrowed_`.
-  internal::SetWait* wait_ = nullptr;        // Owns one reference.
+  std::vector<std::string> resources_;
+  AcquireOptions options_;
+  bool moved_from_ = false;
+  internal::SetWait* wait_ = nullptr;  // Owns one reference.
 };
 
 // ---- Callbacks ----
 
-// Ends an AwaitCallback: call it once with the value, on any thread. If it is destroyed without
-// having been called, the coroutine is resumed with kCancelled if T can hold a status; else it
-// stays suspended until it is destroyed.
+// Ends an AwaitCallback: call it once with the value, on any thread. A second call, and one after
+// it was moved from, end the process with a message. If it is destroyed without having been called,
+// the coroutine is resumed with kCancelled if T can hold a status; else it stays suspended until it
+// is destroyed.
 template <typename T>
 class Completion {
  public:
@@ -320,8 +365,12 @@ class Completion {
 
   template <typename... Args>
   void Finish(Args&&... args) {
+    if (!suspension_) {
+      internal::DieOfMisuse("a Completion was called twice, or after it was moved from");
+    }
+    // If that throws, it was not called.
+    suspension_->value.emplace(std::forward<Args>(args)...);
     internal::RefPtr<Wait> suspension = std::move(suspension_);
-    suspension->value.emplace(std::forward<Args>(args)...);
     if (suspension->End()) internal::ResumeOn(*executor_, std::move(suspension));
   }
 
@@ -333,15 +382,19 @@ class Completion {
 template <typename T, typename Start>
 class [[nodiscard]] CallbackAwaiter {
  public:
-  CallbackAwaiter(Start start, Executor* executor)
+  CallbackAwaiter(Start start, Executor* executor ABSL_ATTRIBUTE_LIFETIME_BOUND)
       : start_(std::move(start)), executor_(executor) {}
   // Before it is awaited only.
-  CallbackAwaiter(CallbackAwaiter&&) = default;
+  CallbackAwaiter(CallbackAwaiter&& other) noexcept(std::is_nothrow_move_constructible_v<Start>)
+      : start_(std::move(other.start_)),
+        executor_(std::exchange(other.executor_, nullptr)),
+        wait_(std::move(other.wait_)) {}
   CallbackAwaiter& operator=(CallbackAwaiter&&) = delete;
   ~CallbackAwaiter() { await_cancel(); }
 
   bool await_ready() const { return false; }
   bool await_suspend(std::coroutine_handle<> coroutine) {
+    if (executor_ == nullptr) internal::DieOfMisuse(internal::kAwaiterMovedFrom);
     const auto wait = internal::RefPtr<Wait>::Adopt(new Wait);
     wait->set_coroutine(coroutine);
     wait_ = wait;
@@ -350,6 +403,7 @@ class [[nodiscard]] CallbackAwaiter {
   }
   T await_resume() {
     const internal::RefPtr<Wait> wait = std::move(wait_);
+    if (!wait) internal::DieOfMisuse(internal::kAwaiterMovedFrom);
     if constexpr (!std::is_void_v<T>) return *std::move(wait->value);
   }
   // Ends the wait: the callback's value is dropped when it comes. True: the coroutine will not be
@@ -378,8 +432,9 @@ class [[nodiscard]] CallbackAwaiter {
 // would destroy other captures twice; one with a name is copied and may capture anything.
 template <typename T, typename Start>
 requires std::invocable < std::decay_t<Start>
-&, Completion < T >> CallbackAwaiter<T, std::decay_t<Start>> AwaitCallback(
-                         Start&& start, Executor& executor = InlineExecutor()) {
+&, Completion < T >>
+       CallbackAwaiter<T, std::decay_t<Start>> AwaitCallback(
+           Start&& start, Executor& executor ABSL_ATTRIBUTE_LIFETIME_BOUND = InlineExecutor()) {
   static_assert(std::is_lvalue_reference_v<Start> || std::is_trivially_destructible_v<Start>,
                 "give this function object a name before the co_await expression");
   return {std::forward<Start>(start), &executor};
@@ -390,7 +445,8 @@ requires std::invocable < std::decay_t<Start>
 // What SleepUntil and SleepFor return.
 class [[nodiscard]] SleepAwaiter {
  public:
-  SleepAwaiter(Clock* clock, Executor* executor, absl::Time when)
+  SleepAwaiter(Clock* clock ABSL_ATTRIBUTE_LIFETIME_BOUND,
+               Executor* executor ABSL_ATTRIBUTE_LIFETIME_BOUND, absl::Time when)
       : clock_(clock), executor_(executor), when_(when) {}
   // Before it is awaited only.
   SleepAwaiter(SleepAwaiter&&) = default;
@@ -415,12 +471,14 @@ class [[nodiscard]] SleepAwaiter {
 
 // Waits until `clock` says `when`, or for `duration`, without occupying a thread. The coroutine
 // goes on on `executor`. Both must outlive the wait.
-inline SleepAwaiter SleepUntil(absl::Time when, Clock& clock = RealClock(),
-                               Executor& executor = InlineExecutor()) {
+inline SleepAwaiter SleepUntil(
+    absl::Time when, Clock& clock ABSL_ATTRIBUTE_LIFETIME_BOUND = RealClock(),
+    Executor& executor ABSL_ATTRIBUTE_LIFETIME_BOUND = InlineExecutor()) {
   return SleepAwaiter(&clock, &executor, when);
 }
-inline SleepAwaiter SleepFor(absl::Duration duration, Clock& clock = RealClock(),
-                             Executor& executor = InlineExecutor()) {
+inline SleepAwaiter SleepFor(absl::Duration duration,
+                             Clock& clock ABSL_ATTRIBUTE_LIFETIME_BOUND = RealClock(),
+                             Executor& executor ABSL_ATTRIBUTE_LIFETIME_BOUND = InlineExecutor()) {
   return SleepUntil(clock.Now() + duration, clock, executor);
 }
 

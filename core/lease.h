@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 
+#include "absl/base/attributes.h"
 #include "absl/hash/hash.h"
 
 namespace latchkey {
@@ -63,15 +64,17 @@ class ResourceName {
  public:
   ResourceName() = default;
   // NOLINTNEXTLINE(google-explicit-constructor): a name is a string with its hash beside it.
-  ResourceName(std::string_view bytes)
+  ResourceName(std::string_view bytes ABSL_ATTRIBUTE_LIFETIME_BOUND)
       : bytes_(bytes), hash_(absl::Hash<std::string_view>{}(bytes)) {}
   // NOLINTNEXTLINE(google-explicit-constructor)
-  ResourceName(const std::string& bytes) : ResourceName(std::string_view(bytes)) {}
+  ResourceName(const std::string& bytes ABSL_ATTRIBUTE_LIFETIME_BOUND)
+      : ResourceName(std::string_view(bytes)) {}
   // NOLINTNEXTLINE(google-explicit-constructor)
-  ResourceName(const char* bytes) : ResourceName(std::string_view(bytes)) {}
+  ResourceName(const char* bytes ABSL_ATTRIBUTE_LIFETIME_BOUND)
+      : ResourceName(std::string_view(bytes)) {}
 
   // The same name over a copy of its bytes, without hashing them again.
-  ResourceName WithBytes(std::string_view copy) const {
+  ResourceName WithBytes(std::string_view copy ABSL_ATTRIBUTE_LIFETIME_BOUND) const {
     ResourceName name = *this;
     name.bytes_ = copy;
     return name;

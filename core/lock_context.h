@@ -43,6 +43,10 @@ class RunState;
 
 class LockContext {
  public:
+  // Moving copies: there is no context that is none.
+  LockContext(const LockContext&) = default;
+  LockContext& operator=(const LockContext&) = default;
+
   // OK as long as the body may go on. Call it between two steps of the work, and return what it
   // says. kAborted: the lock is lost (kStolen, kExpired, kLost), or somebody of higher priority
   // waits for it (kYieldRequested). kDeadlineExceeded: max_execution_time or max_occupation_time is
@@ -102,7 +106,7 @@ namespace internal {
 // Releases when a body has returned, or thrown.
 class RunGuard {
  public:
-  explicit RunGuard(LockContext context) : context_(std::move(context)) {}
+  explicit RunGuard(const LockContext& context) : context_(context) {}
   RunGuard(const RunGuard&) = delete;
   RunGuard& operator=(const RunGuard&) = delete;
   ~RunGuard();

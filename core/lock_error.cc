@@ -43,6 +43,7 @@ constexpr std::array kReasons = {
     ReasonRow{Reason::kWouldBlock, "WouldBlock", absl::StatusCode::kFailedPrecondition},
     ReasonRow{Reason::kNotHeld, "NotHeld", absl::StatusCode::kFailedPrecondition},
     ReasonRow{Reason::kException, "Exception", absl::StatusCode::kInternal},
+    ReasonRow{Reason::kMovedFrom, "MovedFrom", absl::StatusCode::kFailedPrecondition},
 };
 
 const ReasonRow& RowOf(Reason reason) {

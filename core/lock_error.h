@@ -37,7 +37,8 @@ enum class Reason {
   kNotSupported,        // kUnimplemented: this backend lacks what an option asks for.
   kWouldBlock,          // kFailedPrecondition: a blocking call inside a callback of the library.
   kNotHeld,             // kFailedPrecondition: the lock is empty or was already released.
-  kException,           // kInternal: a policy, or other code that must not throw, threw.
+  kException,           // kInternal: a body, a policy or other code of the user's threw.
+  kMovedFrom,           // kFailedPrecondition: the lock manager, or the awaiter, was moved from.
 };
 
 // The reason's name, as in the enum without the "k": "AcquireTimeout".

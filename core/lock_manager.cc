@@ -9,15 +9,42 @@
 #include <vector>
 
 #include "absl/base/no_destructor.h"
+#include "absl/base/optimization.h"
 #include "absl/strings/str_cat.h"
+#include "latchkey/core/internal/callback_scope.h"
 #include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/lock_set_rep.h"
 #include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/internal/misuse.h"
 #include "latchkey/core/internal/run_state.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/scoped_owner.h"
 
 namespace latchkey {
+
+namespace internal {
+
+absl::Status MovedFromError(std::string_view call) {
+  return MakeError(Reason::kMovedFrom,
+                   absl::StrCat(call, " was called on a lock manager that was moved from"));
+}
+
+}  // namespace internal
+
+namespace {
+
+// There is no executor left but this one.
+template <typename Done>
+void TellMovedFrom(Done done, std::string_view call) {
+  if (done == nullptr) return;
+  InlineExecutor().Execute(
+      [done = std::move(done), error = internal::MovedFromError(call)]() mutable {
+        internal::CallbackScope scope;
+        done(std::move(error));
+      });
+}
+
+}  // namespace
 
 absl::StatusOr<LockManager> LockManager::Create(std::shared_ptr<LockingProtocol> backend,
                                                 LockManagerOptions options) {
@@ -58,22 +85,31 @@ LockManager::~LockManager() {
   if (core_ != nullptr) core_->Shutdown();
 }
 
+internal::ManagerCore& LockManager::NeedCore(std::string_view call) const {
+  if (core_ == nullptr) internal::DieOfMisuse(internal::MovedFromError(call).message());
+  return *core_;
+}
+
 absl::StatusOr<Lock> LockManager::Acquire(ResourceName resource, const AcquireOptions& options) {
+  if (ABSL_PREDICT_FALSE(core_ == nullptr)) return internal::MovedFromError("Acquire()");
   return core_->Acquire(resource, options);
 }
 
 absl::StatusOr<Lock> LockManager::Acquire(ResourceName resource) {
+  if (ABSL_PREDICT_FALSE(core_ == nullptr)) return internal::MovedFromError("Acquire()");
   // Made once: constructing and destroying them would cost a tenth of an uncontended acquire.
   static const absl::NoDestructor<AcquireOptions> defaults;
   return core_->Acquire(resource, *defaults);
 }
 
 absl::StatusOr<Lock> LockManager::TryAcquire(ResourceName resource, const AcquireOptions& options) {
+  if (core_ == nullptr) return internal::MovedFromError("TryAcquire()");
   return core_->TryAcquire(resource, options);
 }
 
 void LockManager::AcquireAsync(ResourceName resource, const AcquireOptions& options,
                                AcquireCallback done) {
+  if (core_ == nullptr) return TellMovedFrom(std::move(done), "AcquireAsync()");
   core_->AcquireAsync(resource, options, std::move(done));
 }
 
@@ -98,36 +134,43 @@ std::vector<LockRequest> RequestsOf(const Names& resources, const AcquireOptions
 
 absl::StatusOr<LockSet> LockManager::AcquireAll(std::initializer_list<std::string_view> resources,
                                                 const AcquireOptions& options, LockOrder order) {
+  if (core_ == nullptr) return internal::MovedFromError("AcquireAll()");
   return core_->AcquireAll(RequestsOf(resources, options), order);
 }
 
 absl::StatusOr<LockSet> LockManager::AcquireAll(absl::Span<const std::string> resources,
                                                 const AcquireOptions& options, LockOrder order) {
+  if (core_ == nullptr) return internal::MovedFromError("AcquireAll()");
   return core_->AcquireAll(RequestsOf(resources, options), order);
 }
 
 absl::StatusOr<LockSet> LockManager::AcquireAll(absl::Span<const LockRequest> requests,
                                                 LockOrder order) {
+  if (core_ == nullptr) return internal::MovedFromError("AcquireAll()");
   return core_->AcquireAll({requests.begin(), requests.end()}, order);
 }
 
 void LockManager::AcquireAllAsync(std::initializer_list<std::string_view> resources,
                                   const AcquireOptions& options, AcquireAllCallback done) {
+  if (core_ == nullptr) return TellMovedFrom(std::move(done), "AcquireAllAsync()");
   core_->AcquireAllAsync(RequestsOf(resources, options), LockOrder::kSorted, std::move(done));
 }
 
 void LockManager::AcquireAllAsync(absl::Span<const std::string> resources,
                                   const AcquireOptions& options, AcquireAllCallback done) {
+  if (core_ == nullptr) return TellMovedFrom(std::move(done), "AcquireAllAsync()");
   core_->AcquireAllAsync(RequestsOf(resources, options), LockOrder::kSorted, std::move(done));
 }
 
 void LockManager::AcquireAllAsync(absl::Span<const LockRequest> requests, LockOrder order,
                                   AcquireAllCallback done) {
+  if (core_ == nullptr) return TellMovedFrom(std::move(done), "AcquireAllAsync()");
   core_->AcquireAllAsync({requests.begin(), requests.end()}, order, std::move(done));
 }
 
 absl::StatusOr<LockContext> LockManager::BeginRun(ResourceName resource,
                                                   const AcquireOptions& options) {
+  if (core_ == nullptr) return internal::MovedFromError("Run()");
   const absl::Time asked = AskedAt(core_->clock(), options);
   absl::StatusOr<Lock> lock = core_->Acquire(resource, internal::OptionsForRun(options));
   if (!lock.ok()) return internal::RunNotBegun(options, lock.status());
@@ -137,6 +180,7 @@ absl::StatusOr<LockContext> LockManager::BeginRun(ResourceName resource,
 
 absl::StatusOr<LockContext> LockManager::BeginRunAll(const std::vector<std::string>& resources,
                                                      const AcquireOptions& options) {
+  if (core_ == nullptr) return internal::MovedFromError("RunAll()");
   const absl::Time asked = AskedAt(core_->clock(), options);
   absl::StatusOr<LockSet> set = core_->AcquireAll(
       RequestsOf(resources, internal::OptionsForRun(options)), LockOrder::kSorted);
@@ -153,15 +197,16 @@ class AsyncRun {
       : state_(std::move(state)), done_(std::move(done)) {}
   ~AsyncRun() { Finish(state_->DroppedError()); }
 
-  // Only the first call counts.
-  void Finish(absl::Status body) {
-    if (finished_.exchange(true)) return;
+  // Only the first call counts; false: this was a later one.
+  bool Finish(absl::Status body) {
+    if (finished_.exchange(true)) return false;
     internal::RunState::Held held = state_->Take();
     auto answered = [state = state_, done = std::move(done_),
                      body = std::move(body)](const absl::Status& released) mutable {
       if (done != nullptr) done(state->Verdict(body, released));
     };
     std::visit([&](auto& locks) { locks.ReleaseAsync(std::move(answered)); }, held);
+    return true;
   }
 
  private:
@@ -169,10 +214,6 @@ class AsyncRun {
   LockManager::FinishCallback done_;
   std::atomic<bool> finished_ = false;
 };
-
-}  // namespace
-
-namespace {
 
 // What follows an acquire of RunAsync and RunAllAsync. `name` is that of a single lock.
 struct RunWhenLocked {
@@ -190,10 +231,17 @@ struct RunWhenLocked {
       return;
     }
     auto state = internal::RunState::Start(clock, name, options, asked, *std::move(locks));
-    auto run = std::make_shared<AsyncRun>(state, std::move(done));
+    // Kept until the body has returned, so that what it throws comes before what it drops.
+    const auto run = std::make_shared<AsyncRun>(state, std::move(done));
     const internal::NamedOwnerInForce in_force(options.owner);
-    body(state->context(),
-         [run = std::move(run)](absl::Status status) { run->Finish(std::move(status)); });
+    try {
+      body(state->context(), [run](absl::Status status) { run->Finish(std::move(status)); });
+    } catch (...) {
+      const std::string who = absl::StrCat("the body that ran under ", state->Name());
+      if (!run->Finish(internal::ErrorOfCurrentException(who, ""))) {
+        internal::LogCurrentException(absl::StrCat(who, ", and had finished,"), "");
+      }
+    }
   }
 };
 
@@ -202,11 +250,28 @@ absl::Status NullBody(std::string_view names) {
                    absl::StrCat("body must not be null, but is null (locking ", names, ")"));
 }
 
+std::string NamesForMessage(const std::vector<std::string>& resources) {
+  return internal::ResourcesForMessage({resources.begin(), resources.end()});
+}
+
+// `resources` are for the log, if the callback throws.
+LockManager::FinishCallback DoneOf(std::vector<std::string> resources,
+                                   LockManager::FinishCallback done) {
+  if (done == nullptr) return done;
+  return [resources = std::move(resources),
+          done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
+    internal::RunContained(
+        [&] { return absl::StrCat("the callback of a body on ", NamesForMessage(resources)); },
+        [&] { done(std::move(status)); });
+  };
+}
+
 }  // namespace
 
 void LockManager::RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
                            absl::AnyInvocable<void(absl::Status)> done) {
-  done = internal::WithOwner(std::move(done));
+  if (core_ == nullptr) return TellMovedFrom(std::move(done), "RunAsync()");
+  done = DoneOf({std::string(resource.bytes())}, std::move(done));
   if (body == nullptr) {
     TellAsync(std::move(done), NullBody(ResourceForMessage(resource)));
     return;
@@ -219,10 +284,10 @@ void LockManager::RunAsync(ResourceName resource, const AcquireOptions& options,
 
 void LockManager::RunAllAsync(std::vector<std::string> resources, const AcquireOptions& options,
                               AsyncBody body, absl::AnyInvocable<void(absl::Status)> done) {
-  done = internal::WithOwner(std::move(done));
+  if (core_ == nullptr) return TellMovedFrom(std::move(done), "RunAllAsync()");
+  done = DoneOf(resources, std::move(done));
   if (body == nullptr) {
-    const std::vector<std::string_view> names(resources.begin(), resources.end());
-    TellAsync(std::move(done), NullBody(internal::ResourcesForMessage(names)));
+    TellAsync(std::move(done), NullBody(NamesForMessage(resources)));
     return;
   }
   Clock& clock = core_->clock();
@@ -237,16 +302,22 @@ void LockManager::TellAsync(FinishCallback done, absl::Status status) {
       [done = std::move(done), status = std::move(status)]() mutable { done(std::move(status)); });
 }
 
-bool LockManager::IsBusy(ResourceName resource) const { return core_->IsBusy(resource); }
+bool LockManager::IsBusy(ResourceName resource) const {
+  return NeedCore("IsBusy()").IsBusy(resource);
+}
 
-bool LockManager::IsBusy() const { return core_->IsBusy(); }
+bool LockManager::IsBusy() const { return NeedCore("IsBusy()").IsBusy(); }
 
-std::vector<ResourceSnapshot> LockManager::Snapshot() const { return core_->Snapshot(); }
+std::vector<ResourceSnapshot> LockManager::Snapshot() const {
+  return NeedCore("Snapshot()").Snapshot();
+}
 
-const BackendCapabilities& LockManager::capabilities() const { return core_->capabilities(); }
+const BackendCapabilities& LockManager::capabilities() const {
+  return NeedCore("capabilities()").capabilities();
+}
 
-Clock& LockManager::clock() const { return core_->clock(); }
+Clock& LockManager::clock() const { return NeedCore("clock()").clock(); }
 
-Executor& LockManager::executor() const { return core_->executor(); }
+Executor& LockManager::executor() const { return NeedCore("executor()").executor(); }
 
 }  // namespace latchkey

@@ -9,6 +9,10 @@
 // Several managers may share one backend and respect each other's locks; managers on different
 // backends do not see each other.
 //
+// Callbacks, of whatever kind, must not throw. One that does is caught where it was called: what it
+// threw goes to the log, with the resource's name, and nowhere else. Bodies may throw, see Run and
+// RunAsync. (A std::stop_callback that throws ends the process: the standard library sees to that.)
+//
 // Thread safety: all methods may be called from any thread, except move and destruction.
 // Lifetime: destroying a manager cancels what waits (kCancelled, with kShutdown); locks that are
 // out stay valid. No other call may be in progress on another thread, but for blocking acquires,
@@ -26,6 +30,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -111,6 +116,9 @@ class LockManager {
   static absl::StatusOr<LockManager> Create(std::shared_ptr<LockingProtocol> backend,
                                             LockManagerOptions options = {});
 
+  // One that was moved from may be destroyed, or assigned to. Other calls on it fail with
+  // kFailedPrecondition (kMovedFrom), by their status or by their callback, which InlineExecutor()
+  // runs. Those that have neither end the process with a message.
   LockManager(LockManager&& other) noexcept;
   LockManager& operator=(LockManager&& other) noexcept;
   ~LockManager();
@@ -166,26 +174,31 @@ class LockManager {
 
   // `co_await locks.CoAcquire(...)` waits for the lock in a coroutine of any type; see coroutine.h.
   // Errors: as Acquire. Resumes on the executor, or goes on at once if the lock is free.
-  LockAwaiter CoAcquire(ResourceName resource, const CoAcquireOptions& options = {}) {
+  LockAwaiter CoAcquire(BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
+                        const CoAcquireOptions& options = {}) ABSL_ATTRIBUTE_LIFETIME_BOUND {
     return LockAwaiter(core_, resource, options);
   }
   // The same with named options, which must outlive the wait. A temporary AcquireOptions in a
   // co_await expression would not survive g++ 12: write the braces alone, or give it a name.
   template <std::same_as<AcquireOptions> Options>
-  LockAwaiter CoAcquire(ResourceName resource, const Options& options) {
+  LockAwaiter CoAcquire(BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
+                        const Options& options ABSL_ATTRIBUTE_LIFETIME_BOUND)
+      ABSL_ATTRIBUTE_LIFETIME_BOUND {
     return LockAwaiter(core_, resource, &options);
   }
   template <std::same_as<AcquireOptions> Options>
-  LockAwaiter CoAcquire(ResourceName resource, const Options&& options) = delete;
+  LockAwaiter CoAcquire(BorrowedName<ResourceName> resource, const Options&& options) = delete;
 
   // `co_await locks.CoAcquireAll({"kitchen light", "bedroom light"}, {.priority = 100})`: all of
   // them or none. Errors: as AcquireAll.
-  LockSetAwaiter CoAcquireAll(CoResources resources, const CoAcquireOptions& options = {}) {
-    return LockSetAwaiter(core_, resources, options);
+  LockSetAwaiter CoAcquireAll(CoResources resources,
+                              const CoAcquireOptions& options = {}) ABSL_ATTRIBUTE_LIFETIME_BOUND {
+    return LockSetAwaiter(core_, resources.Copy(), options.Copy());
   }
   template <std::same_as<AcquireOptions> Options>
-  LockSetAwaiter CoAcquireAll(CoResources resources, const Options& options) {
-    return LockSetAwaiter(core_, resources, &options);
+  LockSetAwaiter CoAcquireAll(CoResources resources,
+                              const Options& options) ABSL_ATTRIBUTE_LIFETIME_BOUND {
+    return LockSetAwaiter(core_, resources.Copy(), options);
   }
   template <std::same_as<AcquireOptions> Options>
   LockSetAwaiter CoAcquireAll(CoResources resources, const Options&& options) = delete;
@@ -218,8 +231,10 @@ class LockManager {
 
   // Both for bodies that finish later: `body` runs on the executor, and the lock is held until it,
   // or whoever it handed that to, calls `finish` with its status. Only the first call counts; a
-  // `finish` that is destroyed without a call counts as kCancelled. A given `owner` is in force for
-  // the body until it returns, and for the callbacks that it hands over. `done` (null: nobody wants
+  // `finish` that is destroyed without a call counts as kCancelled, from when the body has
+  // returned. What the body throws, unless it had called `finish`, counts as kInternal (kException)
+  // with its text. A given `owner` is in force for the body until it returns, and for the callbacks
+  // that it hands over. `done` (null: nobody wants
   // to know) runs once, on the executor, with the result, after the release. kInvalidArgument: a
   // null body.
   using FinishCallback = absl::AnyInvocable<void(absl::Status)>;
@@ -264,7 +279,7 @@ class LockManager {
   // Every resource that is held, reserved or waited for, in no particular order.
   std::vector<ResourceSnapshot> Snapshot() const;
 
-  const BackendCapabilities& capabilities() const;
+  const BackendCapabilities& capabilities() const ABSL_ATTRIBUTE_LIFETIME_BOUND;
 
   // Where this manager's time and threads come from.
   Clock& clock() const;
@@ -285,7 +300,7 @@ class LockManager {
       -> std::invoke_result_t<Body, LockContext&> {
     using Result = std::invoke_result_t<Body, LockContext&>;
     if (!context.ok()) return Result(context.status());
-    internal::RunGuard guard(*std::move(context));
+    internal::RunGuard guard(*context);
     Result result = [&]() -> Result {
       const internal::NamedOwnerInForce in_force(owner);
       return std::forward<Body>(body)(guard.context());
@@ -321,8 +336,10 @@ class LockManager {
 
   // Tells it on the executor.
   void TellAsync(FinishCallback done, absl::Status status);
+  // Ends the process, in the name of that call, if this was moved from.
+  internal::ManagerCore& NeedCore(std::string_view call) const;
 
-  internal::ManagerCore* core_;
+  internal::ManagerCore* core_;  // Null: moved from.
 };
 
 }  // namespace latchkey

@@ -23,6 +23,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -49,7 +50,7 @@ class [[nodiscard]] LockSet {
 
   // The members, in the order in which they were acquired. The views live as long as the set.
   size_t size() const;
-  std::vector<std::string_view> resources() const;
+  std::vector<std::string_view> resources() const ABSL_ATTRIBUTE_LIFETIME_BOUND;
 
   // The number to pass along with every write to that resource; 0 if it is no member.
   FencingToken fencing_token(std::string_view resource) const;

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "latchkey/core/acquire_options.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lock_error.h"
@@ -54,14 +55,17 @@ class Locker {
  public:
   // Over one resource.
   template <typename Only>
-  requires std::is_same_v<std::tuple<Only>, std::tuple<R...>> Locker(LockManager& locks,
-                                                                     std::string name,
-                                                                     Only& resource,
-                                                                     AcquireOptions defaults = {})
+  requires std::is_same_v<std::tuple<Only>, std::tuple<R...>> Locker(
+      LockManager& locks, std::string name, Only& resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
+      AcquireOptions defaults = {})
       : core_(locks.core_),
         names_({std::move(name)}),
         resources_(&resource),
         options_(std::move(defaults)) {}
+
+  // Moving copies: there is no locker of nothing.
+  Locker(const Locker&) = default;
+  Locker& operator=(const Locker&) = delete;
 
   // The same with other options.
   Locker With(AcquireOptions options) const {
@@ -70,7 +74,7 @@ class Locker {
     return other;
   }
 
-  const AcquireOptions& options() const { return options_; }
+  const AcquireOptions& options() const ABSL_ATTRIBUTE_LIFETIME_BOUND { return options_; }
 
   // Starts a transaction: waits for the lock, runs `body` under it, gives it back. `recovery` is
   // asked when the lock was given up on the way; by default the transaction then fails.

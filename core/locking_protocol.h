@@ -42,6 +42,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -405,7 +406,7 @@ class LockingProtocol {
   // that it was woken for.
   virtual Subscription Watch(const WatchRequest& request, WatchCallback on_event) = 0;
 
-  virtual const BackendCapabilities& capabilities() const = 0;
+  virtual const BackendCapabilities& capabilities() const ABSL_ATTRIBUTE_LIFETIME_BOUND = 0;
 
   // For quorums: raises the hold's token, and the fence, to `token`, if the hold's own is not
   // larger. Optional; the default answers kUnimplemented.

@@ -35,6 +35,7 @@
 #include <string>
 #include <tuple>
 
+#include "absl/base/attributes.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -49,7 +50,7 @@ class RecordWatchers : public std::enable_shared_from_this<RecordWatchers> {
  public:
   // `clock` is the backend's, by which records expire: watchers hear of that without a change of
   // the record. It must outlive this object.
-  static std::shared_ptr<RecordWatchers> Create(Clock& clock);
+  static std::shared_ptr<RecordWatchers> Create(Clock& clock ABSL_ATTRIBUTE_LIFETIME_BOUND);
 
   RecordWatchers(const RecordWatchers&) = delete;
   RecordWatchers& operator=(const RecordWatchers&) = delete;

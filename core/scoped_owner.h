@@ -40,6 +40,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/base/attributes.h"
 #include "absl/functional/any_invocable.h"
 
 namespace latchkey {
@@ -54,7 +55,7 @@ inline thread_local constinit const SharedOwner* current_owner = nullptr;
 class OwnerInForce {
  public:
   // Borrows `owner`, which must outlive this.
-  explicit OwnerInForce(const SharedOwner* owner)
+  explicit OwnerInForce(const SharedOwner* owner ABSL_ATTRIBUTE_LIFETIME_BOUND)
       : owner_(owner), before_(std::exchange(current_owner, owner)) {}
   ~OwnerInForce() {
     assert(current_owner == owner_ && "an owner ends out of turn: does it span a co_await?");
@@ -102,7 +103,7 @@ class [[nodiscard]] ScopedOwner {
   ScopedOwner& operator=(const ScopedOwner&) = delete;
 
   // The owner's name.
-  const std::string& name() const { return *owner_; }
+  const std::string& name() const ABSL_ATTRIBUTE_LIFETIME_BOUND { return *owner_; }
 
   // The owner that a request made here would inherit; empty: none.
   static std::string_view Current() {

@@ -92,7 +92,7 @@ class StatsObserver : public Observer {
 
  private:
   using Counter = std::atomic<int64_t>;
-  static constexpr size_t kReasons = static_cast<size_t>(Reason::kNotHeld) + 1;
+  static constexpr size_t kReasons = static_cast<size_t>(Reason::kMovedFrom) + 1;
 
   static int64_t Read(const Counter& counter) { return counter.load(std::memory_order_relaxed); }
   static void Count(Counter& counter) { counter.fetch_add(1, std::memory_order_relaxed); }

@@ -8,6 +8,7 @@
 #include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/lock_set_rep.h"
 #include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/internal/misuse.h"
 
 namespace latchkey::internal {
 namespace {
@@ -45,16 +46,13 @@ std::string_view WhyLeft(Reason reason) {
 }  // namespace
 
 absl::Status StatusOfCurrentException() {
-  try {
-    throw;
-  } catch (const std::exception& thrown) {
-    return absl::InternalError(absl::StrCat("a transaction's body threw: ", thrown.what()));
-  } catch (...) {
-    return absl::InternalError("a transaction's body threw something that is no std::exception");
-  }
+  return ErrorOfCurrentException("a transaction's body", "");
 }
 
-CoreRef::CoreRef(ManagerCore* core) : core_(core) { core_->Ref(); }
+CoreRef::CoreRef(ManagerCore* core) : core_(core) {
+  if (core == nullptr) DieOfMisuse("a Locker was made with a lock manager that was moved from");
+  core_->Ref();
+}
 
 CoreRef::~CoreRef() { core_->Unref(); }
 
@@ -111,8 +109,12 @@ struct StartIt {
 };
 
 Detached Run(std::unique_ptr<DetachedAwait> await) {
-  co_await StartIt{await.get()};
-  await->Finish();
+  try {
+    co_await StartIt{await.get()};
+    await->Finish();
+  } catch (...) {
+    await->Fail(std::current_exception());
+  }
 }
 
 }  // namespace
@@ -220,7 +222,13 @@ void TransactionRun::WhenDone(absl::AnyInvocable<void()> callback) {
   }
   if (callback == nullptr) return;
   core_->RunUser([run = RefPtr<TransactionRun>::Share(this),
-                  callback = std::move(callback)]() mutable { callback(); });
+                  callback = std::move(callback)]() mutable { run->TellDone(callback); });
+}
+
+void TransactionRun::TellDone(absl::AnyInvocable<void()>& callback) {
+  RunContained(
+      [this] { return absl::StrCat("the callback of a transaction on ", ResourcesForMessage()); },
+      callback);
 }
 
 void TransactionRun::Give(Answer answer) {
@@ -419,11 +427,27 @@ bool TransactionRun::StepAcquiring() {
   }
   OnHeld();
   Enter(Phase::kRunning);
-  if (!body_) {
-    ++attempt_;
-    body_ = NewBody();
+  if (body_) return true;
+  if (absl::Status none = MakeBody(); !none.ok()) {
+    // As if it had returned that.
+    returned_ = true;
+    SetError(std::move(none));
+    ReleaseLocks();
   }
   return true;
+}
+
+absl::Status TransactionRun::MakeBody() {
+  ++attempt_;
+  try {
+    body_ = NewBody();
+  } catch (...) {
+    return StatusOfCurrentException();
+  }
+  if (body_) return absl::OkStatus();
+  return MakeError(Reason::kInvalidArgument,
+                   absl::StrCat("body must return a transaction of its own, but returned an empty ",
+                                "one (locking ", ResourcesForMessage(), ")"));
 }
 
 void TransactionRun::OnHeld() {
@@ -490,7 +514,11 @@ bool TransactionRun::StepAwaiting() {
   }
   if (!over && !cancel_tried_ && MustLeave()) {
     cancel_tried_ = true;
-    over = awaiting_->Cancel();
+    RunContained(
+        [this] {
+          return absl::StrCat("await_cancel() in a transaction on ", ResourcesForMessage());
+        },
+        [&] { over = awaiting_->Cancel(); });
   }
   if (over) Enter(Phase::kRunning);
   return over;
@@ -536,7 +564,13 @@ bool TransactionRun::StepReleasing() {
   } else {
     loss_.count = ++losses_;
     Enter(Phase::kRecovering);
-    AskRecovery(loss_);
+    try {
+      AskRecovery(loss_);
+    } catch (...) {
+      // Whatever the handler has answered besides.
+      End(ErrorOfCurrentException(
+          absl::StrCat("the recovery handler of a transaction on ", ResourcesForMessage()), ""));
+    }
   }
   return true;
 }
@@ -565,7 +599,12 @@ bool TransactionRun::StepRecovering() {
     body_ = nullptr;
     pending_ = nullptr;
     DestroyBody();
-    if (answer->kind == AnswerKind::kReplace) UseReplacement();
+    if (answer->kind == AnswerKind::kReplace && !UseReplacement()) {
+      End(MakeError(Reason::kInvalidArgument,
+                    absl::StrCat("the body of Replace() must not be null, but is null (locking ",
+                                 ResourcesForMessage(), ")")));
+      return true;
+    }
   }
   Acquire();
   return true;
@@ -589,7 +628,7 @@ void TransactionRun::Finish() {
     done_ = true;
     when_done = std::move(when_done_);
   }
-  if (when_done != nullptr) when_done();
+  if (when_done != nullptr) TellDone(when_done);
   Unref();
 }
 

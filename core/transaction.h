@@ -31,8 +31,9 @@
 //
 // A body's own error, and its return, end the transaction; handlers are not asked. If the lock was
 // lost, unnoticed, by the time the body returned, the result is that loss (kAborted) and the value
-// is dropped, since another might have been inside. An exception from a body becomes kInternal with
-// its message.
+// is dropped, since another might have been inside. An exception from a body becomes kInternal
+// (kException) with its message, and so does one from what makes the body, or from its recovery
+// handler. One that starting an await throws is the body's, as in any coroutine.
 //
 // A body that is destroyed at a checkpoint has already given up the lock: the destructors of its
 // variables must not touch the resource. To roll back, use Replace, which holds the lock.
@@ -47,6 +48,7 @@
 #include <concepts>
 #include <coroutine>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -58,6 +60,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
@@ -68,6 +71,8 @@
 #include "latchkey/core/clock.h"
 #include "latchkey/core/coroutine.h"
 #include "latchkey/core/executor.h"
+#include "latchkey/core/internal/contain.h"
+#include "latchkey/core/internal/misuse.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock.h"
@@ -255,7 +260,7 @@ class TransactionRun : public RefCounted<TransactionRun> {
   // Hands over the answer to the last AskRecovery.
   void Give(Answer answer);
 
-  // Creates the body; its promise knows this run.
+  // Creates the body; its promise knows this run. Null: it was given an empty one. May throw.
   virtual std::coroutine_handle<> NewBody() = 0;
   virtual void DestroyBody() = 0;
   // Takes the result from the body, which has returned, and destroys it.
@@ -263,9 +268,10 @@ class TransactionRun : public RefCounted<TransactionRun> {
   // The result is an error instead; OK if it is one already.
   virtual void SetError(absl::Status error) = 0;
   virtual bool ResultIsError() const = 0;
+  // May throw.
   virtual void AskRecovery(Loss loss) = 0;
-  // Takes over the body of a Replace.
-  virtual void UseReplacement() = 0;
+  // Takes over the body of a Replace. False: it is null.
+  virtual bool UseReplacement() = 0;
 
  private:
   friend class RefCounted<TransactionRun>;
@@ -284,12 +290,15 @@ class TransactionRun : public RefCounted<TransactionRun> {
   bool StepReleasing();
   bool StepRecovering();
   void Enter(Phase phase);
+  // Makes the body. An error if there is none.
+  absl::Status MakeBody();
   void Acquire();
   void OnGrant(absl::StatusOr<HeldLocks> locks);
   void OnHeld();
   void ReleaseLocks();
   void End(absl::Status error);
   void Finish();
+  void TellDone(absl::AnyInvocable<void()>& callback);
   void Stop(Reason reason, std::string_view why);
   // The executor dropped a task: nothing will run there any more.
   void OnDropped();
@@ -340,8 +349,9 @@ class TransactionRun : public RefCounted<TransactionRun> {
 
 }  // namespace internal
 
-// A recovery that waits for its answer: call it once, now or later, on any thread. Destroyed
-// without an answer, it rejects.
+// A recovery that waits for its answer: call it once, now or later, on any thread. A second call,
+// and one after it was moved from, end the process with a message. Destroyed without an answer, it
+// rejects.
 //
 //   [&](Recovery<void, Lights> recovery) {
 //     queue.push_back(std::move(recovery));       // somebody else decides, later
@@ -355,7 +365,7 @@ class Recovery {
     if (run_) (*this)(Reject());
   }
 
-  const Loss& loss() const { return loss_; }
+  const Loss& loss() const ABSL_ATTRIBUTE_LIFETIME_BOUND { return loss_; }
 
   void operator()(RecoveryAction<T, R...> action);
 
@@ -369,7 +379,8 @@ class Recovery {
 };
 
 // A handler as it is kept. Made from a function of a Loss that returns an answer, or from one of a
-// Recovery, which answers when it likes. It is called on the executor and must not throw.
+// Recovery, which answers when it likes. It is called on the executor. One that throws ends the
+// transaction with kInternal (kException); null rejects.
 template <typename T, typename... R>
 class RecoveryHandler {
  public:
@@ -388,7 +399,9 @@ class RecoveryHandler {
       RecoveryHandler(Handler handler)
       : call_(std::move(handler)) {}
 
-  void operator()(Recovery<T, R...> recovery) { call_(std::move(recovery)); }
+  void operator()(Recovery<T, R...> recovery) {
+    if (call_ != nullptr) call_(std::move(recovery));
+  }
 
  private:
   absl::AnyInvocable<void(Recovery<T, R...>)> call_;
@@ -452,7 +465,7 @@ bool StartAwaiter(Awaiter& awaiter, std::coroutine_handle<> coroutine) {
   } else {
     const std::coroutine_handle<> next = awaiter.await_suspend(coroutine);
     if (next == coroutine) return false;
-    next.resume();
+    RunContained("a coroutine", "", [next] { next.resume(); });
     return true;
   }
 }
@@ -489,23 +502,33 @@ class AnyAwait : public CheckedAwait {
     return requires { std::remove_reference_t<Awaiter>::kRunsAlready; };
   }
   void await_suspend(std::coroutine_handle<>) { run_->Suspended(this); }
-  decltype(auto) await_resume() { return awaiter_.await_resume(); }
+  decltype(auto) await_resume() {
+    if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
+    return awaiter_.await_resume();
+  }
 
   bool Start(std::coroutine_handle<> relay) override {
-    if (!asked_ && awaiter_.await_ready()) return false;
-    return StartAwaiter(awaiter_, relay);
+    // What it throws is the body's, and not that of the thread that drives it.
+    try {
+      if (!asked_ && awaiter_.await_ready()) return false;
+      return StartAwaiter(awaiter_, relay);
+    } catch (...) {
+      thrown_ = std::current_exception();
+      return false;
+    }
   }
 
  protected:
   TransactionRun* run_;
   Awaiter awaiter_;
-  bool asked_ = false;  // Whether it is ready.
+  bool asked_ = false;         // Whether it is ready.
+  std::exception_ptr thrown_;  // By its start.
 };
 
 // Carries what ctx.Interruptible() wraps to the promise.
 template <typename A>
 struct InterruptibleRequest {
-  A awaitable;  // May be a reference.
+  A awaitable;  // A reference to what has a name, else the awaitable itself.
 };
 
 // An await that is given up when the lock has to be left.
@@ -529,11 +552,11 @@ class InterruptibleAwait final : public AnyAwait<Awaiter> {
   auto await_resume() {
     using T = decltype(this->awaiter_.await_resume());
     if constexpr (std::is_void_v<T>) {
-      if (!interrupted_) this->awaiter_.await_resume();
+      if (!interrupted_) AnyAwait<Awaiter>::await_resume();
       return !interrupted_;
     } else {
       std::optional<std::decay_t<T>> result;
-      if (!interrupted_) result.emplace(this->awaiter_.await_resume());
+      if (!interrupted_) result.emplace(AnyAwait<Awaiter>::await_resume());
       return result;
     }
   }
@@ -549,19 +572,25 @@ class DetachedAwait {
   virtual bool Ready() = 0;
   virtual bool Start(std::coroutine_handle<> coroutine) = 0;
   virtual void Finish() = 0;
+  // Instead of Finish; also if that threw.
+  virtual void Fail(std::exception_ptr why) = 0;
 };
 // Awaits it in a coroutine of its own, then finishes it.
 void RunDetached(std::unique_ptr<DetachedAwait> await);
+
+// What came of such an await: what it threw, or its value.
+template <typename T>
+using DetachedResult = std::variant<std::exception_ptr, NothingForVoid<T>>;
 
 // Starts an awaitable that cannot be cancelled in a coroutine of its own, where it can be left.
 template <typename T, typename A>
 struct StartDetached {
   A awaitable;
 
-  void operator()(Completion<T> done) {
+  void operator()(Completion<DetachedResult<T>> done) {
     class Await final : public DetachedAwait {
      public:
-      Await(A awaitable, Completion<T> done)
+      Await(A awaitable, Completion<DetachedResult<T>> done)
           : awaitable_(std::move(awaitable)),
             awaiter_(GetAwaiter(std::move(awaitable_))),
             done_(std::move(done)) {}
@@ -572,18 +601,33 @@ struct StartDetached {
       void Finish() override {
         if constexpr (std::is_void_v<T>) {
           awaiter_.await_resume();
-          done_();
+          done_(std::in_place_index<1>);
         } else {
-          done_(awaiter_.await_resume());
+          done_(std::in_place_index<1>, awaiter_.await_resume());
         }
       }
+      void Fail(std::exception_ptr why) override { done_(std::in_place_index<0>, std::move(why)); }
 
      private:
       A awaitable_;
       AwaiterOf<A> awaiter_;
-      Completion<T> done_;
+      Completion<DetachedResult<T>> done_;
     };
     RunDetached(std::make_unique<Await>(std::move(awaitable), std::move(done)));
+  }
+};
+
+// Waits for that.
+template <typename T, typename Start>
+class DetachedAwaiter : public CallbackAwaiter<DetachedResult<T>, Start> {
+ public:
+  using Base = CallbackAwaiter<DetachedResult<T>, Start>;
+  using Base::Base;
+
+  T await_resume() {
+    DetachedResult<T> result = Base::await_resume();
+    if (result.index() == 0) std::rethrow_exception(std::get<0>(result));
+    if constexpr (!std::is_void_v<T>) return std::get<1>(std::move(result));
   }
 };
 
@@ -613,7 +657,7 @@ class TransactionContext {
   internal::CheckPointRequest CheckPoint() const { return {}; }
 
   // `co_await ctx.Sleep(d)`: waits by the manager's clock, with the lock held.
-  SleepAwaiter Sleep(absl::Duration duration) const {
+  SleepAwaiter Sleep(absl::Duration duration) const ABSL_ATTRIBUTE_LIFETIME_BOUND {
     return SleepFor(duration, run_->clock());  // The run takes it to its executor.
   }
 
@@ -626,16 +670,24 @@ class TransactionContext {
   // temporary, goes on behind the scenes and is forgotten: it must not refer to the body's
   // variables.
   template <typename A>
-  auto Interruptible(A&& awaitable) const {
+  auto Interruptible(A& awaitable ABSL_ATTRIBUTE_LIFETIME_BOUND) const {
+    using Awaiter = std::remove_reference_t<internal::AwaiterOf<A&>>;
+    static_assert(internal::Cancellable<Awaiter>, "pass it with std::move");
+    return internal::InterruptibleRequest<A&>{awaitable};
+  }
+  template <typename A>
+  requires(!std::is_lvalue_reference_v<A>) auto Interruptible(A&& awaitable) const {
     using Awaiter = std::remove_reference_t<internal::AwaiterOf<A>>;
     if constexpr (internal::Cancellable<Awaiter>) {
-      return internal::InterruptibleRequest<A&&>{std::forward<A>(awaitable)};
+      // What cannot be moved must be awaited in the expression that makes it.
+      using Kept = std::conditional_t<std::is_move_constructible_v<A>, A, A&&>;
+      return internal::InterruptibleRequest<Kept>{std::forward<A>(awaitable)};
     } else {
-      static_assert(!std::is_lvalue_reference_v<A>, "pass it with std::move");
       using T = std::decay_t<internal::AwaitResult<A>>;
       using Start = internal::StartDetached<T, std::decay_t<A>>;
-      return internal::InterruptibleRequest<CallbackAwaiter<T, Start>>{
-          CallbackAwaiter<T, Start>(Start{std::forward<A>(awaitable)}, &InlineExecutor())};
+      using Detached = internal::DetachedAwaiter<T, Start>;
+      return internal::InterruptibleRequest<Detached>{
+          Detached(Start{std::forward<A>(awaitable)}, &InlineExecutor())};
     }
   }
 
@@ -722,16 +774,19 @@ class TransactionRunFor : public TransactionRun {
 
   // When done, once.
   TransactionResult<T> Take() {
-    if (!result_) {
+    if (std::exchange(taken_, true)) {
       return MakeError(Reason::kNotHeld, "the result of this transaction was already taken");
     }
-    TransactionResult<T> result = *std::move(result_);
-    result_.reset();
-    return result;
+    // Straight from its place to the caller: of a variable on the way g++ 12 would say, in the
+    // caller's code, that it may be uninitialized.
+    return *std::move(result_);
   }
 
  protected:
   std::optional<TransactionResult<T>> result_;
+
+ private:
+  bool taken_ = false;
 };
 
 template <typename T, typename... R>
@@ -757,7 +812,7 @@ class TransactionRunOf final : public TransactionRunFor<T> {
   std::coroutine_handle<> NewBody() override {
     transaction_ =
         std::apply([this](R*... resource) { return make_(*resource..., context_); }, resources_);
-    transaction_.body_.promise().run = this;
+    if (transaction_.body_) transaction_.body_.promise().run = this;
     return transaction_.body_;
   }
   void DestroyBody() override { transaction_ = Transaction<T>(); }
@@ -770,7 +825,10 @@ class TransactionRunOf final : public TransactionRunFor<T> {
   void AskRecovery(Loss loss) override {
     handler_(Recovery<T, R...>(RefPtr<TransactionRunOf>::Share(this), std::move(loss)));
   }
-  void UseReplacement() override { make_ = std::move(replacement_); }
+  bool UseReplacement() override {
+    make_ = std::move(replacement_);
+    return make_ != nullptr;
+  }
 
   const std::tuple<R*...> resources_;
   TransactionBody<T, R...> make_;
@@ -785,6 +843,7 @@ class TransactionRunOf final : public TransactionRunFor<T> {
 template <typename T, typename... R>
 void Recovery<T, R...>::operator()(RecoveryAction<T, R...> action) {
   const auto run = std::move(run_);
+  if (!run) internal::DieOfMisuse("a Recovery was called twice, or after it was moved from");
   run->GiveAction(action.kind_, std::move(action.options_), std::move(action.status_),
                   std::move(action.body_));
 }
@@ -800,6 +859,9 @@ class [[nodiscard]] TransactionHandle {
  public:
   explicit TransactionHandle(internal::RefPtr<internal::TransactionRunFor<T>> run)
       : run_(std::move(run)) {}
+  // Copies are handles of the same transaction. Moving copies: there is no handle of none.
+  TransactionHandle(const TransactionHandle&) = default;
+  TransactionHandle& operator=(const TransactionHandle&) = default;
 
   // Whether it has ended.
   bool done() const { return run_->done(); }
@@ -816,7 +878,7 @@ class [[nodiscard]] TransactionHandle {
   }
 
   // Calls `callback` once with the result, on the executor, possibly before this returns. Replaces
-  // an earlier callback; null: removes it.
+  // an earlier callback; null: removes it. What it throws is logged.
   void OnDone(absl::AnyInvocable<void(TransactionResult<T>)> callback) {
     if (callback == nullptr) {
       run_->WhenDone(nullptr);
@@ -834,7 +896,9 @@ class [[nodiscard]] TransactionHandle {
     // For bodies: see CheckedAwait::RunsAlready.
     static constexpr bool kRunsAlready = true;
     explicit Awaiter(internal::RefPtr<internal::TransactionRunFor<T>> run) : run_(std::move(run)) {}
-    Awaiter(Awaiter&&) = default;
+    // One that was moved from is another awaiter of the same transaction.
+    Awaiter(Awaiter&& other) noexcept : run_(other.run_), wait_(std::move(other.wait_)) {}
+    Awaiter& operator=(Awaiter&&) = delete;
     ~Awaiter() {
       if (wait_) wait_->Abandon();
     }

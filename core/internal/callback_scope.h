@@ -30,6 +30,9 @@ class CallbackScope {
 // kFailedPrecondition (kWouldBlock) for a call named `call` on what is named in words.
 absl::Status WouldBlockError(std::string_view call, std::string_view what);
 
+// kFailedPrecondition (kMovedFrom) for such a call on a lock manager.
+absl::Status MovedFromError(std::string_view call);
+
 }  // namespace latchkey::internal
 
 #endif  // LATCHKEY_CORE_INTERNAL_CALLBACK_SCOPE_H_

@@ -7,6 +7,7 @@
 
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -28,6 +29,17 @@ void RunContained(std::string_view where, std::string_view resource, Call&& call
     std::forward<Call>(call)();
   } catch (...) {
     LogCurrentException(where, resource);
+  }
+}
+
+// The same; `what()` says where, and is called only if something was thrown.
+template <typename What, typename Call>
+requires std::is_invocable_v<const What&>
+void RunContained(const What& what, Call&& call) {
+  try {
+    std::forward<Call>(call)();
+  } catch (...) {
+    LogCurrentException(what(), "");
   }
 }
 

@@ -58,6 +58,9 @@ class RunState : public std::enable_shared_from_this<RunState> {
   // None if the locks were released; empty for a set of nothing.
   std::optional<std::vector<RefPtr<Hold>>> SharedHolds();
 
+  // For messages: "the lock on 'a'".
+  std::string Name() const;
+
   // Ends the limits, and gives what is held to the caller to release.
   Held Take();
   // The result of a body that dropped its way to finish.
@@ -69,8 +72,6 @@ class RunState : public std::enable_shared_from_this<RunState> {
  private:
   void Arm(absl::Time asked);
   void OnLimit(Reason reason);
-  // For messages: "the lock on 'a'".
-  std::string Name() const;
   absl::Status LimitError(Reason reason) const;
   absl::Status Named(const absl::Status& status) const;
 

@@ -166,6 +166,93 @@ TEST_F(CoroutineTest, OptionsMayBeWrittenInTheAwaitExpression) {
   }
 }
 
+TEST_F(CoroutineTest, AnAwaiterThatIsKeptOwnsWhatWasATemporary) {
+  const std::shared_ptr<const RetryPolicy> retry = FixedDelay(absl::Seconds(1));
+  const std::string name(40, 'n');
+  std::vector<std::string> locked;
+  const auto note = [&] {
+    for (const ResourceSnapshot& one : locks_.Snapshot()) {
+      locked.push_back(one.state.resource + " by " + one.state.holder_owner);
+    }
+  };
+  const auto body = [&](std::stop_source stop) -> Task {
+    const std::string const_name = name;
+    {
+      // Long ones and short ones, which a string keeps in itself.
+      auto kept =
+          locks_.CoAcquire(name + "!", {.owner = "owner " + name,
+                                        .cancel = stop.get_token(),
+                                        .retry = std::shared_ptr<const RetryPolicy>(retry)});
+      auto moved = std::move(kept);
+      const std::string overwrites(41, 'x');
+      const absl::StatusOr<Lock> lock = co_await std::move(moved);
+      EXPECT_TRUE(lock.ok());
+      note();
+    }
+    {
+      auto kept = locks_.CoAcquire(std::string("short"), {.owner = std::string("me")});
+      auto moved = std::move(kept);
+      const absl::StatusOr<Lock> lock = co_await std::move(moved);
+      note();
+    }
+    {
+      auto kept = locks_.CoAcquireAll({"all of " + name, std::string("b")},
+                                      {.owner = "owner " + name, .cancel = stop.get_token()});
+      auto moved = std::move(kept);
+      const std::string overwrites(47, 'x');
+      const absl::StatusOr<LockSet> lock = co_await std::move(moved);
+      EXPECT_THAT(lock->resources(), ElementsAre("all of " + name, "b"));
+    }
+    {
+      // What has a name is borrowed.
+      const AcquireOptions options = {.owner = "named"};
+      auto kept = locks_.CoAcquire(const_name, options);
+      const absl::StatusOr<Lock> lock = co_await std::move(kept);
+      note();
+    }
+  };
+  Task task = body({});
+  EXPECT_TRUE(task.done());
+  task.Destroy();
+  EXPECT_EQ(retry.use_count(), 1);
+  EXPECT_THAT(locked, ElementsAre(name + "! by owner " + name, "short by me", name + " by named"));
+  EXPECT_FALSE(locks_.IsBusy());
+}
+
+TEST_F(CoroutineTest, AnInterestInAKeptAwaiterThatWaitsEndsWithIt) {
+  absl::StatusOr<Lock> holder = locks_.Acquire("orders/42");
+  const auto body = [&]() -> Task {
+    auto kept = locks_.CoAcquire("orders/" + std::to_string(42));
+    const absl::StatusOr<Lock> lock = co_await std::move(kept);
+    ADD_FAILURE() << "resumed";
+  };
+  {
+    Task task = body();
+    EXPECT_EQ(locks_.Snapshot().at(0).waiters.size(), 1u);
+  }
+  EXPECT_EQ(locks_.Snapshot().at(0).waiters.size(), 0u);
+}
+
+TEST_F(CoroutineTest, AFreeLockWithNamesThatLiveElsewhereAllocatesNothing) {
+  LockManager locks = *LockManager::Create(NewMemoryBackend());
+  const std::string name = "orders/0000012345";
+  int64_t made = 0;
+  const auto body = [&]() -> Task {
+    for (int i = 0; i < 100; ++i) {
+      const int64_t before = allocations;
+      { const absl::StatusOr<Lock> lock = co_await locks.CoAcquire("orders/0000067890"); }
+      {
+        const absl::StatusOr<Lock> lock =
+            co_await locks.CoAcquire(name, {.owner = "me", .priority = 1});
+      }
+      made = allocations - before;
+    }
+  };
+  Task task = body();
+  EXPECT_TRUE(task.done());
+  EXPECT_EQ(made, 0);
+}
+
 TEST_F(CoroutineTest, EveryOptionReachesTheRequest) {
   // Fields in the order of their declaration; one that is forgotten keeps its default.
   const std::stop_token stop = std::stop_source().get_token();

@@ -42,6 +42,7 @@ const std::vector<Row> kRows = {
     {Reason::kWouldBlock, "WouldBlock", absl::StatusCode::kFailedPrecondition},
     {Reason::kNotHeld, "NotHeld", absl::StatusCode::kFailedPrecondition},
     {Reason::kException, "Exception", absl::StatusCode::kInternal},
+    {Reason::kMovedFrom, "MovedFrom", absl::StatusCode::kFailedPrecondition},
 };
 
 TEST(LockErrorTest, EveryReasonHasItsNameAndCodeAndIsReadBack) {
@@ -56,8 +57,8 @@ TEST(LockErrorTest, EveryReasonHasItsNameAndCodeAndIsReadBack) {
     EXPECT_EQ(ReasonOf(status), row.reason) << row.name;
     EXPECT_TRUE(names.insert(row.name).second) << "a name twice: " << row.name;
   }
-  // kException is the last of the enumeration: none is missing above.
-  EXPECT_EQ(kRows.size(), static_cast<size_t>(Reason::kException));
+  // kMovedFrom is the last of the enumeration: none is missing above.
+  EXPECT_EQ(kRows.size(), static_cast<size_t>(Reason::kMovedFrom));
 }
 
 TEST(LockErrorTest, NoneIsOk) {
