@@ -11,6 +11,7 @@
 #include "absl/base/no_destructor.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "latchkey/core/internal/contain.h"
 
 namespace latchkey {
 namespace {
@@ -90,7 +91,7 @@ class RealClockImpl : public Clock {
       auto node = calls_.extract(calls_.begin());
       due_.erase(node.key().second);
       mu_.Unlock();
-      node.mapped()();
+      internal::RunContained("a call of the clock", "", node.mapped());
       node.mapped() = nullptr;
       mu_.Lock();
     }

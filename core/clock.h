@@ -36,7 +36,8 @@ class Clock {
   // Calls `callback`, which is not null, once, as soon as possible after `when` (at once if that is
   // past, but never before RunAt returns control to an outer RunAt's callback: calls do not nest).
   // It runs on the clock's own thread, with no mutex of the clock held, and must be short and must
-  // not block: hand longer work to an Executor. `absl::InfiniteFuture()` never comes.
+  // not block: hand longer work to an Executor. It must not throw; the real clock logs what it
+  // throws. `absl::InfiniteFuture()` never comes.
   virtual TimerId RunAt(absl::Time when, absl::AnyInvocable<void()> callback) = 0;
 
   // Cancels a call. True: it will not run. False: it ran, runs now on some thread, or the id is

@@ -9,6 +9,7 @@
 #include "absl/base/no_destructor.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/inline_turn.h"
 
 namespace latchkey {
@@ -22,7 +23,7 @@ class InlineExecutorImpl : public Executor {
       internal::InlineTurn::Later(std::move(task));
       return;
     }
-    task();
+    internal::RunContained("a task of the executor", "", task);
     task = nullptr;  // What it captured goes before the next one runs.
   }
 };
@@ -62,7 +63,7 @@ class ThreadPool : public Executor {
         task = std::move(tasks_.front());
         tasks_.pop_front();
       }
-      task();
+      internal::RunContained("a task of the executor", "", task);
     }
   }
 

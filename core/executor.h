@@ -26,7 +26,8 @@ class Executor {
   virtual ~Executor() = default;
 
   // Runs `task`, which is not null, exactly once, now or later, on a thread of the executor's
-  // choice. Tasks must not throw. The executor must outlive every manager that uses it and the
+  // choice. Tasks must not throw; the executors here log what one throws, and go on with the next.
+  // Execute must not throw either. The executor must outlive every manager that uses it and the
   // locks of those managers.
   //
   // An executor that shuts down may destroy a task without running it. Whom the task would have

@@ -9,6 +9,7 @@
 #include "latchkey/core/blocked_thread.h"
 #include "latchkey/core/internal/blocker.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/lock_error.h"
@@ -51,6 +52,29 @@ absl::Status WaitFor(std::string_view call, internal::Hold& hold, Start start) {
     shared->blocker.Wait();
   }
   return shared->status;
+}
+
+// Passes a status on to the user's callback, on the manager's executor.
+absl::AnyInvocable<void(absl::Status)> ToldBy(std::string_view where, internal::Hold& hold,
+                                              absl::AnyInvocable<void(absl::Status)> done) {
+  if (done == nullptr) return [](const absl::Status&) {};
+  // By then the backend may have forgotten the name.
+  return [where, core = hold.core(), name = hold.KnownName(),
+          done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
+    core->CallUser(where, name, [done = std::move(done), status = std::move(status)]() mutable {
+      done(std::move(status));
+    });
+  };
+}
+
+// The same for a lock that has no manager any more.
+void TellHere(std::string_view call, FencingToken token,
+              absl::AnyInvocable<void(absl::Status)>& done, absl::Status status) {
+  internal::RunContained(
+      [&] {
+        return absl::StrCat("the callback of ", call, " of ", internal::LockForMessage("", token));
+      },
+      [&] { done(std::move(status)); });
 }
 
 }  // namespace
@@ -190,17 +214,11 @@ void Lock::ReleaseDirect(absl::AnyInvocable<void(absl::Status)> done) {
 
 void Lock::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
   if (target_ <= kReleasedPlain) {
-    if (done != nullptr) done(Release());
+    if (done != nullptr) TellHere("ReleaseAsync()", token_, done, Release());
     return;
   }
   internal::Hold& held = NeedHold();
-  held.Release([core = held.core(),
-                done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
-    if (done == nullptr) return;
-    core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
-      done(std::move(status));
-    });
-  });
+  held.Release(ToldBy("the callback of ReleaseAsync()", held, std::move(done)));
 }
 
 absl::Status Lock::Extend(absl::Duration lease) {
@@ -217,17 +235,11 @@ absl::Status Lock::Extend(absl::Duration lease) {
 
 void Lock::ExtendAsync(absl::Duration lease, absl::AnyInvocable<void(absl::Status)> done) {
   if (target_ <= kReleasedPlain) {
-    if (done != nullptr) done(Extend(lease));
+    if (done != nullptr) TellHere("ExtendAsync()", token_, done, Extend(lease));
     return;
   }
   internal::Hold& held = NeedHold();
-  held.Extend(lease, [core = held.core(),
-                      done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
-    if (done == nullptr) return;
-    core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
-      done(std::move(status));
-    });
-  });
+  held.Extend(lease, ToldBy("the callback of ExtendAsync()", held, std::move(done)));
 }
 
 }  // namespace latchkey

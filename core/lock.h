@@ -32,6 +32,10 @@
 // and acting for longer than the backend's lease margin. Past that, only the fencing token
 // protects.
 //
+// Callbacks must not throw. What one throws is logged, with the resource's name, and goes nowhere
+// else; the lock is as if it had returned. (A std::stop_callback that throws ends the process: the
+// standard library sees to that.)
+//
 // Thread safety: thread-compatible, like std::unique_ptr: one thread at a time. What it hands out
 // (stop tokens) and what it calls back may be used on any thread.
 // Lifetime: a Lock stays valid when its manager is destroyed. It keeps the backend alive. The

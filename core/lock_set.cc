@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/lock_set_rep.h"
 #include "latchkey/core/internal/manager_core.h"
@@ -154,19 +155,30 @@ class SetListeners : public RefCounted<SetListeners> {
       }
       told_of_.erase(*other);
     }
-    callback();
+    RunContained(
+        [&] {
+          return absl::StrCat("the OnYieldRequested callback of a set with ",
+                              holds_[index]->NameForMessage());
+        },
+        callback);
     absl::MutexLock lock(&mu_);
     telling_ = false;
     if (on_yield_ == nullptr) on_yield_ = std::move(callback);
   }
 
-  void OnLost(LockState state) {
+  void OnLost(size_t index, LockState state) {
     absl::AnyInvocable<void(LockState)> callback;
     {
       absl::MutexLock lock(&mu_);
       callback = std::exchange(on_lost_, nullptr);  // At most once.
     }
-    if (callback) callback(state);
+    if (callback == nullptr) return;
+    RunContained(
+        [&] {
+          return absl::StrCat("the OnLost callback of a set with ",
+                              holds_[index]->NameForMessage());
+        },
+        [&] { callback(state); });
   }
 
  private:
@@ -330,8 +342,9 @@ void LockSet::OnLost(absl::AnyInvocable<void(LockState)> callback) {
   rep_->Listeners().SetOnLost(internal::WithOwner(std::move(callback)));
   if (std::exchange(rep_->hears_lost, true)) return;
   const RefPtr<SetListeners> listeners = rep_->listeners;
-  for (const RefPtr<Hold>& hold : rep_->Holds()) {
-    hold->OnLost([listeners](LockState state) { listeners->OnLost(state); });
+  const std::vector<RefPtr<Hold>> holds = rep_->Holds();
+  for (size_t i = 0; i < holds.size(); ++i) {
+    holds[i]->OnLost([listeners, i](LockState state) { listeners->OnLost(i, state); });
   }
 }
 
@@ -357,19 +370,28 @@ absl::Status LockSet::Release() {
 
 void LockSet::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
   if (size() == 0 || rep_->released) {
-    if (done != nullptr) done(Release());
+    if (done == nullptr) return;
+    absl::Status status = Release();
+    internal::RunContained("the callback of LockSet::ReleaseAsync()", "",
+                           [&] { done(std::move(status)); });
     return;
   }
   rep_->released = true;
   internal::ManagerCore* const core = LockSetRep::HoldOf(rep_->members[0].lock).core();
-  const auto answers = RefPtr<Gathering>::Adopt(new Gathering(
-      rep_->members.size(),
-      [core, done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
-        if (done == nullptr) return;
-        core->RunUser([done = std::move(done), status = std::move(status)]() mutable {
-          done(std::move(status));
-        });
-      }));
+  absl::AnyInvocable<void(absl::Status)> tell;
+  if (done != nullptr) {
+    tell = [core, names = NamesForMessage(),
+            done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
+      core->RunUser(
+          [names = std::move(names), done = std::move(done), status = std::move(status)]() mutable {
+            internal::RunContained(
+                [&] { return absl::StrCat("the callback of ReleaseAsync() of ", names); },
+                [&] { done(std::move(status)); });
+          });
+    };
+  }
+  const auto answers =
+      RefPtr<Gathering>::Adopt(new Gathering(rep_->members.size(), std::move(tell)));
   for (size_t i = 0; i < rep_->members.size(); ++i) {
     rep_->members[i].lock.ReleaseDirect(
         [answers, i](absl::Status status) { answers->Answer(i, std::move(status)); });

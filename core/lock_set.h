@@ -8,7 +8,8 @@
 //
 // Its states are those of Lock (core/lock.h): kHeld while every member is, kYielding as soon as one
 // was asked to yield, and lost (kStolen, kExpired, kLost) as soon as one is: what a set protects,
-// it protects only as a whole. The way to yield is to stop, then to release the set.
+// it protects only as a whole. The way to yield is to stop, then to release the set. Its callbacks
+// must not throw; see Lock.
 //
 // Thread safety: thread-compatible, like std::unique_ptr: one thread at a time. What it hands out
 // (stop tokens) and what it calls back may be used on any thread.

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/internal/callback_scope.h"
+#include "latchkey/core/internal/contain.h"
 #include "latchkey/core/internal/manager_core.h"
 #include "latchkey/core/lock_error.h"
 
@@ -408,7 +409,9 @@ void Hold::RunYieldCallback() {
     on_yield_ = nullptr;
     running_.push_back(std::this_thread::get_id());
   }
-  callback();
+  RunContained(
+      [this] { return absl::StrCat("the OnYieldRequested callback of ", NameForMessage()); },
+      callback);
   absl::MutexLock lock(&mu_);
   if (on_yield_ == nullptr && !closed_) on_yield_ = std::move(callback);
   running_.erase(std::find(running_.begin(), running_.end(), std::this_thread::get_id()));
@@ -422,7 +425,8 @@ void Hold::RunLostCallback(LockState state) {
     callback = std::exchange(on_lost_, nullptr);  // At most once.
     running_.push_back(std::this_thread::get_id());
   }
-  callback(state);
+  RunContained([this] { return absl::StrCat("the OnLost callback of ", NameForMessage()); },
+               [&] { callback(state); });
   absl::MutexLock lock(&mu_);
   running_.erase(std::find(running_.begin(), running_.end(), std::this_thread::get_id()));
 }

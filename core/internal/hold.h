@@ -87,6 +87,8 @@ class Hold : public RefCounted<Hold> {
   std::string NameForMessage() ABSL_LOCKS_EXCLUDED(mu_) {
     return LockForMessage(KnownName(), terms_.token);
   }
+  // The resource, which the backend may be asked for; empty if it is not known any more.
+  std::string KnownName() ABSL_LOCKS_EXCLUDED(mu_);
   ManagerCore* core() const;
   ResourceState Describe();
 
@@ -121,8 +123,6 @@ class Hold : public RefCounted<Hold> {
   // Asks the backend again and again for the time that is left: to renew it, or to learn what other
   // handles made of it.
   bool AsksForTime() const { return terms_.auto_renew || MayBeShared(); }
-  // The resource, which the backend may be asked for; empty if it is not known any more.
-  std::string KnownName() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LossError(LockState state) ABSL_LOCKS_EXCLUDED(mu_);
   // The lease that is over would have been renewed, had the backend not failed.
   bool CutOff(absl::Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

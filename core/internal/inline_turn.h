@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "latchkey/core/executor.h"
+#include "latchkey/core/internal/contain.h"
 
 namespace latchkey::internal {
 
@@ -23,7 +24,7 @@ class InlineTurn {
   // Runs the tasks that arrived meanwhile, first in, first out.
   ~InlineTurn() {
     if (current_ != this) return;
-    while (next_ != tasks_.size()) Pop()();
+    while (next_ != tasks_.size()) RunContained("a task of the executor", "", Pop());
     current_ = nullptr;
   }
   InlineTurn(const InlineTurn&) = delete;

@@ -644,7 +644,8 @@ RefPtr<Waiter> ManagerCore::StartAcquire(ResourceName resource, const AcquireOpt
   } else if (member) {
     done(*std::move(now));
   } else {
-    RunUser([done = std::move(done), lock = *std::move(now)]() mutable { done(std::move(lock)); });
+    CallUser(kCallback, resource.bytes(),
+             [done = std::move(done), lock = *std::move(now)]() mutable { done(std::move(lock)); });
   }
   shard.Unref();
   return waiter;
@@ -817,7 +818,9 @@ void ManagerCore::AcquireAllAsync(std::vector<LockRequest> requests, LockOrder o
     (*request)->Start(WithOwner(std::move(done)));
     return;
   }
-  RunUser([done = std::move(done), bad = request.status()]() mutable { done(std::move(bad)); });
+  // The error names what there is to name.
+  CallUser("the callback of a request for a set of locks", "",
+           [done = std::move(done), bad = request.status()]() mutable { done(std::move(bad)); });
 }
 
 bool ManagerCore::AddSetRequest(SetRequest* request) {
@@ -1207,7 +1210,8 @@ void ManagerCore::Complete(Waiter& waiter) {
     done(std::move(lock));
     return;
   }
-  RunUser([done = std::move(done), lock = std::move(lock)]() mutable { done(std::move(lock)); });
+  CallUser(kCallback, waiter.resource.bytes(),
+           [done = std::move(done), lock = std::move(lock)]() mutable { done(std::move(lock)); });
 }
 
 void ManagerCore::GiveBack(const Waiter& waiter) {

@@ -300,7 +300,7 @@ class ManagerCore {
   Executor& executor() { return executor_; }
   Observer* observer() { return observer_.get(); }
   const BackendCapabilities& capabilities() const { return capabilities_; }
-  // Runs user code on the executor.
+  // Runs `task`, which does not throw, on the executor as user code.
   template <typename Task>
   void RunUser(Task task) {
     auto scoped = [task = std::move(task)]() mutable {
@@ -315,6 +315,23 @@ class ManagerCore {
     }
     // A task that it does not take is dropped, as one that shuts down may do.
     RunContained("Executor::Execute", "", [&] { executor_.Execute(std::move(scoped)); });
+  }
+  // Runs a callback of the user's on the executor. What it throws ends there, see contain.h; the
+  // rest is for the log. `where` is a literal; `resource` must outlive this call.
+  template <typename Task>
+  void CallUser(std::string_view where, std::string_view resource, Task task) {
+    if (inline_executor_) {
+      InlineTurn turn;
+      if (turn.mine()) {
+        CallbackScope scope;
+        Task mine = std::move(task);
+        RunContained(where, resource, mine);
+        return;
+      }
+    }
+    RunUser([where, resource = std::string(resource), task = std::move(task)]() mutable {
+      RunContained(where, resource, task);
+    });
   }
   // What drift and margin leave of a finite lease (rule C2).
   absl::Duration TimeOf(absl::Duration lease) const;

@@ -672,8 +672,11 @@ void SetRequest::Finish(absl::StatusOr<LockSet> result) {
     result_ = std::move(result);
     return;
   }
-  core_.RunUser(
-      [done = std::move(done_), result = std::move(result)]() mutable { done(std::move(result)); });
+  core_.RunUser([self = RefPtr<SetRequest>::Share(this), done = std::move(done_),
+                 result = std::move(result)]() mutable {
+    RunContained([&self] { return absl::StrCat("the callback of a request for ", self->Names()); },
+                 [&] { done(std::move(result)); });
+  });
 }
 
 }  // namespace latchkey::internal

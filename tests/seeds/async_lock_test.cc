@@ -32,6 +32,7 @@ using ::absl_testing::IsOkAndHolds;
 using ::absl_testing::StatusIs;
 using ::testing::Contains;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::Not;
 using Finish = LockManager::FinishCallback;
 
@@ -176,6 +177,22 @@ TEST_F(AsyncLockTest, ValuesOfBodiesThatFinishLaterArePassedThrough) {
         [&](absl::StatusOr<std::string> result) { results.push_back(std::move(result)); });
   }
   EXPECT_THAT(results, ElementsAre(IsOkAndHolds("result"), StatusIs(absl::StatusCode::kDataLoss)));
+}
+
+TEST_F(AsyncLockTest, WhatABodyThatFinishesLaterThrowsIsItsResult) {
+  std::vector<absl::Status> results;
+  const auto note = [&](absl::Status status) { results.push_back(std::move(status)); };
+  const auto throws = [](LockContext, Finish) { throw std::runtime_error("error"); };
+  absl::StatusOr<Lock> held = locks_.Acquire("key");
+  locks_.RunAsync("key", {}, throws, note);
+  locks_.RunAllAsync({"key", "other"}, {}, throws, note);
+  Enter("key", "next");
+  EXPECT_EQ(held->Release(), absl::OkStatus()) << "it is nobody else's";
+  const auto error = StatusIs(absl::StatusCode::kInternal, HasSubstr("error"));
+  EXPECT_THAT(results, ElementsAre(error, error));
+  EXPECT_THAT(order_, ElementsAre("next")) << "it does not hold up others";
+  FinishFirst();
+  ExpectNothingLeft();
 }
 
 TEST_F(AsyncLockTest, ABodyThatIsNoFunctionIsRefused) {
