@@ -612,7 +612,7 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
 }
 
 RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOptions& options,
-                                 const Attempt& attempt, AcquireCallback done, bool direct,
+                                 Attempt& attempt, AcquireCallback done, bool direct,
                                  bool gives_way) {
   RefPtr<Waiter> waiter =
       Waiter::New(&ShardOf(resource), resource, attempt.plan, options, std::move(done));
@@ -620,7 +620,7 @@ RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOpti
   waiter->direct = direct;
   waiter->gives_way = gives_way;
   waiter->asked_at = attempt.asked_at;
-  Enqueue(waiter, options, attempt.first);
+  Enqueue(waiter, options, std::move(attempt.first));
   return waiter;
 }
 

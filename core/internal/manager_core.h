@@ -278,10 +278,10 @@ class ManagerCore {
   std::optional<absl::StatusOr<Lock>> Begin(const ResourceName& resource,
                                             const AcquireOptions& options, std::string_view owner,
                                             Attempt& attempt);
-  // Queues. `done` runs exactly once, on the executor or directly, possibly before this returns.
-  RefPtr<Waiter> Wait(const ResourceName& resource, const AcquireOptions& options,
-                      const Attempt& attempt, AcquireCallback done, bool direct = false,
-                      bool gives_way = false);
+  // Queues, and uses the attempt up. `done` runs exactly once, on the executor or directly,
+  // possibly before this returns.
+  RefPtr<Waiter> Wait(const ResourceName& resource, const AcquireOptions& options, Attempt& attempt,
+                      AcquireCallback done, bool direct = false, bool gives_way = false);
   // Ends the wait with kCancelled, if it has not ended yet. `done` still runs.
   void Cancel(Waiter& waiter) { GiveUp(waiter, Reason::kCancelled); }
 
