@@ -90,6 +90,16 @@ struct Node {
   bool CountsFor(absl::Time now) const { return confirmed && !lost && deadline > now; }
   // Somebody waits for the hold that this server has, as far as it is known.
   bool ReportsSuccessor(absl::Time now) const { return deadline > now && (wanted || yielding); }
+  // All that was granted here is released; the watch, if any, goes on.
+  void BeginAnew() {
+    id = AcquisitionId::Next();
+    vote = Vote::kNone;
+    own = confirmed = returning = wanted = false;
+    token = confirming = 0;
+    deadline = reserved_until = absl::InfinitePast();
+    hint = 0;
+    yielding = signalled = lost = false;
+  }
   // There may be something to give back.
   bool MayHave() const {
     return returning || vote == Vote::kGranted || vote == Vote::kReserved ||
@@ -512,6 +522,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           node.deadline = start + reply->remaining;
           node.hint = reply->hint;
           node.lost = false;
+          node.wanted = false;
           node.yielding = false;
           break;
         case ObtainOutcome::kReserved:
@@ -810,18 +821,7 @@ void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions, Release
     server->Release({.resource = attempt->resource, .acquisition = id, .hint = hint},
                     std::move(done));
   });
-  node.id = AcquisitionId::Next();
-  node.confirmed = false;
-  node.returning = false;
-  node.vote = Vote::kNone;
-  node.own = false;
-  node.token = 0;
-  node.reserved_until = absl::InfinitePast();
-  node.confirming = 0;
-  node.hint = 0;
-  node.yielding = false;
-  node.signalled = false;
-  node.lost = false;
+  node.BeginAnew();
   // The watch was for the old id.
   if (attempt->watching != nullptr && attempt->watching->role == WatchRole::kWaiter) {
     attempt->watching->asks_next = false;
@@ -959,14 +959,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
       for (Node& node : attempt->nodes) {
         ids.emplace_back(node.id, node.hint);
         // What was asked of the servers before goes with it: see Ask and Return.
-        node.id = AcquisitionId::Next();
-        node.confirmed = false;
-        node.returning = false;
-        node.vote = Vote::kNone;
-        node.own = false;
-        node.token = 0;
-        node.reserved_until = absl::InfinitePast();
-        node.hint = 0;
+        node.BeginAnew();
       }
     }
     const BlockedThread::OnBehalfOf on_behalf(caller);
