@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/base/no_destructor.h"
-#include "absl/time/clock.h"
+#include "latchkey/core/clock.h"
 
 namespace latchkey::redis {
 namespace {
@@ -71,7 +71,7 @@ struct IoThreads {
     });
     // What is under way on one thread may be the last that needs the backends of others, so only
     // when all have settled it is clear which of them end. One patience for all of them.
-    const absl::Time start = absl::Now();
+    const absl::Time start = RealClock().Now();  // Not the wall clock, which may be set meanwhile.
     for (const auto& thread : all) thread->AskToSettle();
     for (const auto& thread : all) thread->AwaitSettled(start + thread->patience_);
     for (const auto& thread : all) thread->AwaitEnd(start + thread->patience_ + kEnding);
@@ -153,7 +153,7 @@ void IoThread::AwaitSettled(absl::Time until) {
     // A thread that closes runs what is left to be told, until it is over.
     return over_ || (settled_ && !closing_);
   };
-  mutex_.AwaitWithDeadline(absl::Condition(&settled), until);
+  mutex_.AwaitWithTimeout(absl::Condition(&settled), until - RealClock().Now());
 }
 
 void IoThread::AwaitEnd(absl::Time until) {
@@ -161,7 +161,7 @@ void IoThread::AwaitEnd(absl::Time until) {
     absl::MutexLock lock(&mutex_);
     if (!over_ && !finishing_) return;
   }
-  if (AwaitOver(until - absl::Now())) Join();
+  if (AwaitOver(until - RealClock().Now())) Join();
 }
 
 }  // namespace latchkey::redis
