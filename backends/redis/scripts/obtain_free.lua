@@ -1,8 +1,8 @@
--- The marker: what the server knows about itself, as doubles, struct's '<d', of 8 bytes:  1 the clock
--- when a token was last noted: none was given more than a second after it  9 how far the clock that
--- tokens follow is ahead of the server's  17 when no lease from before the marker was left;  and
--- only until that, and the reach of every token, is over:  25 how long it takes from when the marker
--- was written. A client that vouches for a new server writes a number that is long past.
+-- The marker: what the server knows about itself, as doubles, struct's '<d', of 8 bytes:  1 the
+-- clock when a token was last noted: none was given more than a second after it  9 how far the
+-- clock that tokens follow is ahead of the server's  17 when no lease from before the marker was left;
+-- and only until that, and the reach of every token, is over:  25 how long it takes from when the
+-- marker was written. A client that vouches for a new server writes a number that is long past.
 --
 -- Tokens follow the clock, so that they grow even after the record was dropped or lost. If the
 -- clock was stepped back, they go on from where they were. A quorum does not count on that: there
