@@ -10,11 +10,18 @@ absl::Duration Left(absl::Time deadline, absl::Time now) {
   return deadline == absl::InfiniteFuture() ? absl::InfiniteDuration() : deadline - now;
 }
 
-// The deadline of something of this length, or earlier if the clock went back.
-void Cut(absl::Time& deadline, absl::Duration length, absl::Time now, Effects& effects) {
-  if (deadline <= now + length) return;
-  deadline = now + length;
-  effects.changed = true;
+bool IsFiniteOver(absl::Time& deadline, absl::Duration length, absl::Time now, Effects& effects) {
+  if (deadline > now + length) {
+    deadline = now + length;
+    effects.changed = true;
+  }
+  return deadline <= now;
+}
+
+// Whether it is over. What ends later than its own length from now, since the clock went back, is
+// brought to that first. What is infinite, as most in memory is, costs no call.
+inline bool IsOver(absl::Time& deadline, absl::Duration length, absl::Time now, Effects& effects) {
+  return deadline != absl::InfiniteFuture() && IsFiniteOver(deadline, length, now, effects);
 }
 
 bool IsHandle(const LockRecord& record, AcquisitionId acquisition) {
@@ -155,17 +162,14 @@ ObtainReply Deny(const LockRecord& record, absl::Time now) {
 }  // namespace
 
 void Expire(LockRecord& record, absl::Time now, Effects& effects) {
-  if (record.holder) Cut(record.holder->deadline, record.holder->length, now, effects);
-  if (record.successor) {
-    LockRecord::Successor& successor = *record.successor;
-    Cut(successor.deadline, successor.length, now, effects);
-    Cut(successor.grace_end, successor.grace, now, effects);
-  }
-  if (record.holder && record.holder->deadline <= now) {
+  if (record.holder && IsOver(record.holder->deadline, record.holder->length, now, effects)) {
     EndHold(record, HoldEnd::kExpired, effects);
   }
-  if (record.successor && record.successor->deadline <= now) {
-    Tell(effects, {record.successor->acquisition},
+  if (!record.successor) return;
+  LockRecord::Successor& successor = *record.successor;
+  IsOver(successor.grace_end, successor.grace, now, effects);  // Nobody minds before it asks.
+  if (IsOver(successor.deadline, successor.length, now, effects)) {
+    Tell(effects, {successor.acquisition},
          {.kind = WatchEventKind::kDisplaced, .why = HoldEnd::kExpired});
     WithdrawReservation(record, effects);
   }
