@@ -544,8 +544,7 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   static LockRecord RecordOf(const Slot& slot) {
     LockRecord record;
     if (!slot.handle.IsNone()) {
-      record.holder = LockRecord::Holder();
-      LockRecord::Holder& holder = *record.holder;
+      LockRecord::Holder& holder = record.holder.emplace();
       holder.handles.push_back(slot.handle);
       holder.priority = slot.priority;
       holder.token = slot.token;
