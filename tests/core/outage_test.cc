@@ -182,6 +182,9 @@ class OutageTest : public LockManagerFixture, public ::testing::WithParamInterfa
     return pending;
   }
 
+  // Of a set of two of which the first fails. Where answers come at once, they are asked one by one.
+  static int AskedOfTwo() { return GetParam() ? 1 : 2; }
+
   std::shared_ptr<BrokenLink> link_;
   LockManager far_;
 };
@@ -359,14 +362,14 @@ TEST_P(OutageTest, WhoeverDoesNotWaitIsToldAtOnce) {
     EXPECT_THAT(far_.Acquire("a", options), HasReason(Reason::kBackendUnavailable));
     EXPECT_THAT(far_.AcquireAll({"a", "b"}, options), HasReason(Reason::kBackendUnavailable));
   }
-  EXPECT_EQ(link_->obtains(), 1 + 2 + 2 * 2);
+  EXPECT_EQ(link_->obtains(), 1 + 2 + 2 * AskedOfTwo());
 }
 
 TEST_P(OutageTest, WhatNoRetryWouldMendIsToldAtOnce) {
   link_->Will({}, Fate::kRefused);
   EXPECT_THAT(far_.Acquire("a"), HasReason(Reason::kNotSupported, HasSubstr("'a'")));
   EXPECT_THAT(far_.AcquireAll({"a", "b"}), HasReason(Reason::kNotSupported, HasSubstr("'b'")));
-  EXPECT_EQ(link_->obtains(), 1 + 2);
+  EXPECT_EQ(link_->obtains(), 1 + AskedOfTwo());
 }
 
 TEST_P(OutageTest, ARetryPolicyThatNeverAsksAgainEndsIt) {
@@ -472,6 +475,7 @@ TEST_P(OutageTest, AMemberWhoseOutcomeIsUnknownMakesTheSetsUnknown) {
                             std::deque<Fate>{Fate::kReplyLost, Fate::kUnavailable},
                             std::deque<Fate>{Fate::kReplyLost, Fate::kRefused},
                             std::deque<Fate>{Fate::kRefused, Fate::kReplyLost}}) {
+    if (AskedOfTwo() == 1 && fates.front() != Fate::kReplyLost) continue;  // The first decides.
     for (const AcquireOptions& options : {AcquireOptions{.acquire_timeout = absl::ZeroDuration()},
                                           AcquireOptions{.acquire_timeout = absl::Seconds(3)},
                                           AcquireOptions{.outage_patience = absl::Seconds(1)}}) {
