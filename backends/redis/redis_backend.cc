@@ -302,12 +302,11 @@ class ObtainCall final : public ScriptedCall {
       core_.ObtainRefused(acquisition_);
       return done_(BackendUnavailableError(absl::StrCat(
           core_.shown_address(),
-          ": recovering: the server has no marker key, so it is new or has lost its data, and "
-          "leases may be out that it does not know. It grants again in ",
+          ": recovering: the server was found without its marker key, so it is new or has lost "
+          "its data, and leases may be out that it does not know. It grants again in ",
           absl::FormatDuration(absl::Ceil(recovering->left, absl::Milliseconds(1))),
           ". If it is known to be new, connect to it with RedisBackendOptions::new_server: that "
-          "ends "
-          "the recovery at once")));
+          "ends the recovery at once")));
     }
     ObtainReply& reply = std::get<ObtainReply>(*answer);
     reply.hint = reply.token;
