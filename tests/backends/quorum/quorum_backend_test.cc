@@ -593,7 +593,7 @@ TEST(QuorumOutcomesTest, ARequestThatFailsHasGivenBackWhatItHadOrSaysSo) {
   const auto left = Obtain(*cluster.quorum, Request(AcquisitionId::Next()));
   EXPECT_EQ(cluster.HeldOn("r"), 1);
   EXPECT_EQ(ReasonOf(left.status()), Reason::kBackendUnknown) << left.status();
-  EXPECT_TRUE(absl::StrContains(left.status().message(), "not given back to server 1"))
+  EXPECT_TRUE(absl::StrContains(left.status().message(), "server 1: not given back"))
       << left.status();
 }
 
