@@ -306,7 +306,8 @@ void ErrorMessagesTest::ChecksOfSets() {
 void ErrorMessagesTest::ChecksOfBackends() {
   const std::vector<std::pair<absl::Status, Reason>> failures = {
       {BackendUnavailableError("connection refused"), Reason::kBackendUnavailable},
-      {BackendUnknownError("no answer"), Reason::kBackendUnknown}};
+      {BackendUnknownError("no answer"), Reason::kBackendUnknown},
+      {BackendRefusedError("wrong password"), Reason::kBackendRefused}};
   for (const auto& [failure, reason] : failures) {
     const std::string_view why = failure.message();
     std::optional<absl::StatusOr<Lock>> held = fails_.Acquire("it");
@@ -323,7 +324,9 @@ void ErrorMessagesTest::ChecksOfBackends() {
     Check("AcquireAll", fails_.AcquireAll({"a", "b"}, once).status(), reason, {"'a', 'b'", why});
     const auto waits = Ask(fails_, "a", {.acquire_timeout = absl::Seconds(3)});
     clock_.AdvanceBy(absl::Seconds(3));
-    Check("AcquireAsync, which waits", waits->status(), reason, {"'a'", why, "times in 3s"});
+    // A refusal is told at once.
+    Check("AcquireAsync, which waits", waits->status(), reason,
+          {"'a'", why, reason == Reason::kBackendRefused ? why : "times in 3s"});
     Check("Extend", (*leased)->Extend(absl::Seconds(1)), reason, {"'its'", why});
     Check("Release", (*held)->Release(), reason, {"'it'", why});
     Check("Release of a lease", (*leased)->Release(), reason, {"'its'", why});
