@@ -40,6 +40,7 @@ def negative_control(name, bug, source, edits, world, finds, seeds):
             "--finds='%s'" % finds,
             "--seeds=%d" % seeds,
         ],
+        tags = ["notsan"],  # One thread.
         deps = [
             ":simulation",
             "//backends/quorum:quorum_backend",
