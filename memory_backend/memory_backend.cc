@@ -544,14 +544,12 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
   static LockRecord RecordOf(const Slot& slot) {
     LockRecord record;
     if (!slot.handle.IsNone()) {
-      LockRecord::Holder& holder = record.holder.emplace();
-      holder.handles.push_back(slot.handle);
-      holder.priority = slot.priority;
-      holder.token = slot.token;
+      record.holder = LockRecord::Holder{
+          .handles = {slot.handle}, .priority = slot.priority, .token = slot.token};
       if (slot.extra != nullptr) {
-        holder.owner = slot.extra->owner;
-        holder.preemptible = slot.extra->preemptible;
-        holder.deadline = slot.extra->deadline;
+        record.holder->owner = slot.extra->owner;
+        record.holder->preemptible = slot.extra->preemptible;
+        record.holder->deadline = slot.extra->deadline;
       }
     } else if (slot.extra != nullptr && slot.extra->nominee != nullptr) {
       const Watcher& nominee = *slot.extra->nominee;

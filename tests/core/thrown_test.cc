@@ -351,7 +351,7 @@ TEST_F(ThrownTransactionTest, WhatMakesABodyMayThrow) {
 }
 
 TEST_F(ThrownTransactionTest, AHandlerThatThrowsEndsItsTransaction) {
-  const auto body = [this](Cell&, TransactionContext& ctx) -> Transaction<void> {
+  const auto body = [](Cell&, TransactionContext& ctx) -> Transaction<void> {
     co_await ctx.Sleep(absl::Hours(1));
   };
   auto asked = cells_.Start(body, [](const Loss&) -> RecoveryAction<void, Cell> { Throw(); });
