@@ -42,8 +42,12 @@ class RefPtr {
   }
   RefPtr(const RefPtr& other) : RefPtr(Share(other.object_)) {}
   RefPtr(RefPtr&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
-  RefPtr& operator=(RefPtr other) noexcept {
-    std::swap(object_, other.object_);
+  // Each lets go of the old object itself: where `{}` is assigned in a template, clang 14 does not
+  // destroy what it makes of that.
+  RefPtr& operator=(const RefPtr& other) noexcept { return *this = RefPtr(other); }
+  RefPtr& operator=(RefPtr&& other) noexcept {
+    RefPtr taken(std::move(other));
+    std::swap(object_, taken.object_);
     return *this;
   }
   ~RefPtr() {

@@ -262,27 +262,38 @@ TEST_F(ThrownTest, ACallOfTheRealClockThatThrowsIsLogged) {
 }
 
 // A coroutine type whose exceptions go to whoever resumes it.
-struct Rethrowing {
+class Rethrowing {
+ public:
   struct promise_type {
-    Rethrowing get_return_object() { return {}; }
+    Rethrowing get_return_object() { return Rethrowing(Handle::from_promise(*this)); }
     std::suspend_never initial_suspend() noexcept { return {}; }
-    std::suspend_never final_suspend() noexcept { return {}; }
+    std::suspend_always final_suspend() noexcept { return {}; }
     void return_void() {}
     void unhandled_exception() { throw; }
   };
+  Rethrowing(Rethrowing&& other) noexcept : coroutine_(std::exchange(other.coroutine_, {})) {}
+  ~Rethrowing() {
+    if (coroutine_) coroutine_.destroy();
+  }
+
+ private:
+  using Handle = std::coroutine_handle<promise_type>;
+  explicit Rethrowing(Handle coroutine) : coroutine_(coroutine) {}
+
+  Handle coroutine_;
 };
 
 TEST_F(ThrownTest, ACoroutineThatThrowsWhenItIsResumedReachesNobody) {
   std::optional<Lock> held = *locks_.Acquire("a");
-  [](LockManager& locks) -> Rethrowing {
+  const Rethrowing one = [](LockManager& locks) -> Rethrowing {
     const absl::StatusOr<Lock> lock = co_await locks.CoAcquire("a");
     Throw();
   }(locks_);
-  [](LockManager& locks) -> Rethrowing {
+  const Rethrowing set = [](LockManager& locks) -> Rethrowing {
     const absl::StatusOr<LockSet> lock = co_await locks.CoAcquireAll({"a", "b"});
     Throw();
   }(locks_);
-  [](Clock& clock) -> Rethrowing {
+  const Rethrowing sleeper = [](Clock& clock) -> Rethrowing {
     co_await latchkey::SleepFor(absl::Seconds(1), clock);
     Throw();
   }(clock_);
