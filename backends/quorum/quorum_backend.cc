@@ -892,8 +892,11 @@ void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionI
   };
   for (size_t i = 0; i < size(); ++i) {
     const Node& node = attempt->nodes[i];
-    if (!node.MayHave()) continue;
-    if (!wait) {
+    // One that was not asked has nothing of ours. But it wakes one waiter at a time, and may have
+    // woken this one: it has to hear that we do not ask, so that it wakes another.
+    const bool not_asked = node.vote == Vote::kAsked && !node.MayHave();
+    if (!node.MayHave() && !not_asked) continue;
+    if (!wait || not_asked) {
       Drop(attempt, i, actions);
       continue;
     }
