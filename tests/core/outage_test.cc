@@ -182,7 +182,8 @@ class OutageTest : public LockManagerFixture, public ::testing::WithParamInterfa
     return pending;
   }
 
-  // Of a set of two of which the first fails. Where answers come at once, they are asked one by one.
+  // Of a set of two of which the first fails. Where answers come at once, they are asked one by
+  // one.
   static int AskedOfTwo() { return GetParam() ? 1 : 2; }
 
   std::shared_ptr<BrokenLink> link_;
