@@ -204,6 +204,12 @@ class Steps {
     }
   }
 
+  // A length of more than there is time makes a deadline without end, which is never cut.
+  bool EndsWithin(absl::Time deadline, absl::Duration length) const {
+    constexpr absl::Duration kAges = absl::Hours(1'000'000'000'000);
+    return deadline <= now_ + length || (deadline == absl::InfiniteFuture() && length > kAges);
+  }
+
   void CheckRecord(const LockRecord& before) const {
     FuzzCheck(record_.fence >= before.fence, "the fence went back");
     if (record_.holder) {
@@ -222,11 +228,11 @@ class Steps {
             holder.deadline >= std::min(before.holder->deadline, now_ + before.holder->length),
             "a hold was shortened");
       }
-      FuzzCheck(holder.deadline <= now_ + holder.length, "a hold longer than it was granted");
+      FuzzCheck(EndsWithin(holder.deadline, holder.length), "a hold longer than it was granted");
     }
     if (record_.successor) {
-      FuzzCheck(record_.successor->deadline <= now_ + record_.successor->length &&
-                    record_.successor->grace_end <= now_ + record_.successor->grace,
+      FuzzCheck(EndsWithin(record_.successor->deadline, record_.successor->length) &&
+                    EndsWithin(record_.successor->grace_end, record_.successor->grace),
                 "a reservation longer than it was asked for");
       if (record_.holder) {
         FuzzCheck(record_.successor->priority > record_.holder->priority,
