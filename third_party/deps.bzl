@@ -6,17 +6,19 @@ it has defined before under the same name wins.
 
 load("@bazel_tools//tools/build_defs/repo:http.bzl", "http_archive")
 
-def _rules_cc_impl(ctx):
-    ctx.file("WORKSPACE", "workspace(name = \"rules_cc\")\n")
-    ctx.file("cc/BUILD.bazel", "exports_files([\"defs.bzl\"])\n")
-    ctx.symlink(ctx.attr._defs, "cc/defs.bzl")
+def _stand_in_impl(ctx):
+    ctx.file("WORKSPACE", "workspace(name = \"%s\")\n" % ctx.attr.name)
+    folder, _, file = ctx.attr.path.rpartition("/")
+    ctx.file(folder + "/BUILD.bazel", "exports_files([\"%s\"])\n" % file)
+    ctx.symlink(ctx.attr.rules, ctx.attr.path)
 
-_rules_cc = repository_rule(
-    implementation = _rules_cc_impl,
+_stand_in = repository_rule(
+    implementation = _stand_in_impl,
     attrs = {
-        "_defs": attr.label(default = "//third_party/rules_cc:cc/defs.bzl"),
+        "path": attr.string(mandatory = True, doc = "From where others load the rules."),
+        "rules": attr.label(mandatory = True),
     },
-    doc = "See rules_cc/cc/defs.bzl.",
+    doc = "Rules that Bazel 4 has built in, under the name by which newer Bazels load them.",
 )
 
 def latchkey_dependencies():
@@ -24,7 +26,18 @@ def latchkey_dependencies():
     have = native.existing_rules()
 
     if "rules_cc" not in have:
-        _rules_cc(name = "rules_cc")
+        _stand_in(
+            name = "rules_cc",
+            path = "cc/defs.bzl",
+            rules = Label("//third_party/rules_cc:cc/defs.bzl"),
+        )
+
+    if "rules_shell" not in have:
+        _stand_in(
+            name = "rules_shell",
+            path = "shell/sh_test.bzl",
+            rules = Label("//third_party/rules_shell:shell/sh_test.bzl"),
+        )
 
     if "bazel_skylib" not in have:
         http_archive(

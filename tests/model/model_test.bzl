@@ -1,11 +1,13 @@
 """Tests that check a Promela model with SPIN."""
 
+load("@rules_shell//shell:sh_test.bzl", "sh_test")
+
 # Memory that one search may use, in MB.
 _QUICK_MEMORY = 2000
 _THOROUGH_MEMORY = 8000
 
 def _model_test(name, model, args, thorough, timeout):
-    native.sh_test(
+    sh_test(
         name = name,
         srcs = ["run_model.sh"],
         args = ["$(location %s.pml)" % model] + args + [
