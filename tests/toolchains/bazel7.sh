@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 #
-# Builds and tests with Bazel 7 and MODULE.bazel, in a Debian of its own:
+# Checks with Bazel 7, in a Debian of its own, that MODULE.bazel resolves and that all targets analyse,
+# also under what Bazel 8 demands:
 #
-#   tests/toolchains/bazel7.sh                   all of it: //..., the tests, the consumer
-#   tests/toolchains/bazel7.sh analysis consumer what CI runs
-#   tests/toolchains/bazel7.sh shell             a shell in there, at the checkout
+#   tests/toolchains/bazel7.sh         the check, two minutes after the first run
+#   tests/toolchains/bazel7.sh shell   a shell in there, at the checkout
 #
 # The first run makes a root folder with Debian forky (${XDG_CACHE_HOME:-~/.cache}/latchkey/forky), which
 # later runs use again, and in it a registry for Bazel over the sources that Debian has, so that nothing

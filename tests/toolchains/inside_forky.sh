@@ -5,7 +5,7 @@
 set -euo pipefail
 readonly mirror="$1"
 shift
-readonly steps="${*:-analysis build test consumer}"
+readonly step="${1:-analysis}"
 export DEBIAN_FRONTEND=noninteractive HOME=/root LC_ALL=C.UTF-8
 cd /src/latchkey
 
@@ -55,7 +55,6 @@ install() {
 module() {
   local entry="$registry/modules/$1/$2"
   mkdir -p "$entry"
-  cp "$3/MODULE.bazel" "$entry/MODULE.bazel" 2>/dev/null || true
   # What the sources call themselves is not always what they are.
   printf 'module(name = "%s", version = "%s")\n' "$1" "$2" >"$entry/MODULE.bazel"
   cat >>"$entry/MODULE.bazel" <<<"${4:-}"
@@ -118,8 +117,6 @@ readonly preview=(
   --incompatible_no_implicit_file_export
   --incompatible_use_plus_in_repo_names
 )
-readonly like_ci=(--jobs=2 --curses=no --color=no --show_progress_rate_limit=30 --keep_going
-  --disk_cache=/src/disk)
 bazel7() {
   bazel --nosystem_rc --nohome_rc --output_user_root=/src/bazel \
     --install_base=/usr/share/bazel --trust_install_base "$@"
@@ -128,16 +125,11 @@ bazel7() {
 [[ -e /complete ]] || install
 write_registry
 write_stubs
-for step in $steps; do
-  case "$step" in
-    shell) exec bash ;;
-    analysis) bazel7 build --nobuild "${overrides[@]}" "${preview[@]}" //... ;;
-    build) bazel7 build "${overrides[@]}" "${like_ci[@]}" //... ;;
-    test) bazel7 test "${overrides[@]}" "${like_ci[@]}" //... ;;
-    consumer) (cd examples/consumer && bazel7 test "${overrides[@]}" "${preview[@]}" "${like_ci[@]}" //...) ;;
-    *)
-      say "no step is called '$step'; there are: analysis build test consumer shell"
-      exit 2
-      ;;
-  esac
-done
+case "$step" in
+  shell) exec bash ;;
+  analysis) bazel7 build --nobuild "${overrides[@]}" "${preview[@]}" //... ;;
+  *)
+    say "no step is called '$step'; there are: analysis shell"
+    exit 2
+    ;;
+esac
