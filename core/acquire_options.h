@@ -81,10 +81,10 @@ struct AcquireOptions {
   absl::Duration acquire_timeout = absl::InfiniteDuration();
 
   // How long the request goes on while the backend fails to answer (kBackendUnavailable,
-  // kBackendUnknown); not negative. It asks again after the pauses of its retry policy, but at most
-  // half of the time that is left, and ends with the backend's error when the first failure after
-  // this time comes; an answer ends the outage. Zero: the first failure decides. Infinite: as long
-  // as it may wait. `acquire_timeout` bounds it in any case.
+  // kBackendUnknown); not negative. Between two tries the request pauses as its retry policy says,
+  // but for no more than half of the time that is left. The first failure after this time ends the
+  // request, with the backend's error; an answer before ends the outage. Zero: the first failure
+  // decides. Infinite: as long as the request may wait. `acquire_timeout` bounds it in any case.
   absl::Duration outage_patience = absl::InfiniteDuration();
 
   // How often the backend may answer "denied" before the request fails; positive. The first answer

@@ -34,8 +34,10 @@ struct QuorumOptions {
 // one acquisition in the order in which they are made, as the ready-made backends do. Errors:
 // kInvalidArgument; kUnimplemented if one of several does not implement Confirm.
 //
-// A step fails with kUnavailable only if no server has done anything, or what a minority had
-// granted was given back; if that is not sure of one of them, with kUnknown.
+// A step fails with kUnavailable only if no server has done anything, or if each has given back
+// what it had granted; if one server may have done something that nobody can tell, with kUnknown.
+// If so many servers refuse that the others are no majority, it fails with kFailedPrecondition
+// (kBackendRefused).
 //
 // Thread safety and lifetime: as LockingProtocol; shares the ownership of the protocols.
 // Capabilities: what all of them have in common; order among waiters is not kept.

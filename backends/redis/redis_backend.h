@@ -67,13 +67,12 @@ struct RedisBackendOptions {
   // be down.
   bool wait_for_connection = true;
 
-  // The server is known to be new: no lease or token from before is out. Then it grants at once, to
-  // all clients; also if one that did not know has asked it before, and it recovers. Otherwise a
-  // server without our marker key counts as one that lost its data, and grants nothing until every
-  // lease that may still be
-  // out there is over, and its clock is past every token that was given (max_lease + 20 s). As one
-  // of a quorum it grants after max_lease, if a majority of the others says which tokens were
-  // given.
+  // The caller knows that the server is new: no lease or token from before is out. Then the server
+  // grants at once, to all clients, also if a client without this option has asked it before and it
+  // recovers. Otherwise a server without our marker key counts as one that lost its data, and
+  // grants nothing until every lease that may still be out there is over, and its clock is past
+  // every token that was given (max_lease + 20 s). As one of a quorum it grants after max_lease, if
+  // a majority of the others says which tokens were given.
   bool new_server = false;
 
   // At most how far apart the clocks of the servers of a quorum are. It counts only after a loss of

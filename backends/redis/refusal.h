@@ -1,7 +1,7 @@
 // What an error of a server means: whether it passes, whether anything was done, and what to tell.
 //
-//   const Refusal refusal = ReadScriptError("OOM command not allowed when used memory > ...",
-//   script); refusal.reason    // kBackendUnavailable: it passes, and nothing was done.
+//   const Refusal refusal = ReadScriptError("OOM command not allowed when ...", script);
+//   refusal.reason    // kBackendUnavailable: it passes, and nothing was done.
 //
 // The reasons:
 //   kBackendUnavailable   not executed, and it may pass by itself: memory, disk, loading, a replica
