@@ -869,23 +869,19 @@ void Connection::HandleAnswer(std::unique_ptr<Call> call, const redisReply& repl
 }
 
 void Connection::ArmCommandTimer() {
+  uint64_t left = ToMs(settings_.command_timeout);
   {
     absl::MutexLock lock(&mutex_);
     if (in_flight_.empty()) return;
-  }
-  if (uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0) return;
-  // Not moved for each call: when it fires, it looks for the oldest one. Those that waited for the
-  // connection have less time left.
-  uint64_t most = ToMs(settings_.command_timeout);
-  {
-    absl::MutexLock lock(&mutex_);
-    const uint64_t now = uv_now(loop_);
+    // A call that waited for the connection has less time left.
     const uint64_t until = in_flight_.front().call->until_ms_;
-    most = std::min(most, until - std::min(until, now));
+    left = std::min(left, until - std::min(until, uv_now(loop_)));
   }
+  // Not moved for each call: when it fires, it looks for the oldest one.
+  if (uv_is_active(reinterpret_cast<uv_handle_t*>(&deadline_timer_)) != 0) return;
   uv_timer_start(
       &deadline_timer_, [](uv_timer_t* timer) { static_cast<Connection*>(timer->data)->OnTimer(); },
-      most, 0);
+      left, 0);
 }
 
 void Connection::OnTimer() {
