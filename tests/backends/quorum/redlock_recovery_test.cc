@@ -5,8 +5,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -85,7 +87,7 @@ TEST(RedlockRecoveryTest, WithoutTheFencesOfAMajorityOfOthersItDoesNotCount) {
   } while (!absl::StrContains(reply.status().message(), "it has lost its data"));
 }
 
-// Tells when an Obtain or a confirmation has been answered, and the quorum has heard of it.
+// Tells when an Obtain or the confirmations have been answered, and the quorum has heard of it.
 class Listener final : public LockingProtocol {
  public:
   explicit Listener(std::shared_ptr<LockingProtocol> server) : server_(std::move(server)) {}
@@ -103,10 +105,15 @@ class Listener final : public LockingProtocol {
     server_->Extend(hold, lease, std::move(done));
   }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
+    {
+      absl::MutexLock lock(&confirms_->mutex);
+      ++confirms_->sent;
+    }
     server_->Confirm(hold, token,
-                     [mailbox = confirmed_, done = std::move(done)](auto reply) mutable {
+                     [confirms = confirms_, done = std::move(done)](auto reply) mutable {
                        done(std::move(reply));
-                       mailbox->Put(true);
+                       absl::MutexLock lock(&confirms->mutex);
+                       ++confirms->answered;
                      });
   }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
@@ -115,12 +122,29 @@ class Listener final : public LockingProtocol {
   const BackendCapabilities& capabilities() const override { return server_->capabilities(); }
 
   bool AwaitObtain() { return obtained_->Take().has_value(); }
-  bool AwaitConfirm() { return confirmed_->Take().has_value(); }
+  // Until each of the confirmations, and at least `count`, has been answered.
+  bool AwaitConfirms(int count) {
+    absl::MutexLock lock(&confirms_->mutex);
+    const auto all_are = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(confirms_->mutex) {
+      return confirms_->answered >= count && confirms_->answered == confirms_->sent;
+    };
+    return confirms_->mutex.AwaitWithTimeout(absl::Condition(&all_are), kHangGuard);
+  }
+  int confirms() const {
+    absl::MutexLock lock(&confirms_->mutex);
+    return confirms_->sent;
+  }
 
  private:
+  struct Confirms {
+    absl::Mutex mutex;
+    int sent ABSL_GUARDED_BY(mutex) = 0;
+    int answered ABSL_GUARDED_BY(mutex) = 0;
+  };
+
   const std::shared_ptr<LockingProtocol> server_;
   const std::shared_ptr<Mailbox<bool>> obtained_ = std::make_shared<Mailbox<bool>>();
-  const std::shared_ptr<Mailbox<bool>> confirmed_ = std::make_shared<Mailbox<bool>>();
+  const std::shared_ptr<Confirms> confirms_ = std::make_shared<Confirms>();
 };
 
 TEST(RedlockRecoveryTest, ARenewalTakesTheHoldAgainWhereItIsGone) {
@@ -143,14 +167,16 @@ TEST(RedlockRecoveryTest, ARenewalTakesTheHoldAgainWhereItIsGone) {
     EXPECT_TRUE(extended.ok()) << extended.status();
     return extended.ok() && extended->outcome == ExtendOutcome::kExtended;
   };
-  for (const auto& client : clients) ASSERT_TRUE(client->AwaitObtain());
+  // Also what each of them was asked to confirm then, which is up to the millisecond of its clock.
+  for (const auto& client : clients) ASSERT_TRUE(client->AwaitObtain() && client->AwaitConfirms(0));
   // Each in turn, twice; never two at once.
   for (int turn = 0; turn < 6; ++turn) {
     const RedisServer& server = servers[turn % 3];
     Listener& client = *clients[static_cast<size_t>(turn % 3)];
+    const int confirms = client.confirms();
     server.Command({"DEL", "latchkey:{r}"});
     ASSERT_TRUE(extends()) << "in turn " << turn;
-    ASSERT_TRUE(client.AwaitConfirm()) << "in turn " << turn;
+    ASSERT_TRUE(client.AwaitConfirms(confirms + 1)) << "in turn " << turn;
     EXPECT_GT(StoredDeadline(server, "r"), 0);
   }
   EXPECT_EQ(Await<ReleaseOutcome>([&](auto done) {
