@@ -97,4 +97,19 @@ absl::Status BackendRefusedError(std::string_view message) {
   return MakeError(Reason::kBackendRefused, message);
 }
 
+bool MayHaveBeenDone(const absl::Status& error) {
+  const Reason reason = ReasonOf(error);
+  if (reason != Reason::kNone) return reason == Reason::kBackendUnknown;
+  switch (error.code()) {
+    case absl::StatusCode::kOk:
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kUnimplemented:
+      return false;
+    default:
+      return true;
+  }
+}
+
 }  // namespace latchkey

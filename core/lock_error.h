@@ -64,6 +64,11 @@ absl::Status BackendUnavailableError(std::string_view message);
 absl::Status BackendUnknownError(std::string_view message);
 absl::Status BackendRefusedError(std::string_view message);
 
+// Of a backend's error: may the step have been executed, or be executed yet? Where the error has no
+// reason, its code decides; one that the protocol does not name (core/locking_protocol.h) may hide
+// anything.
+bool MayHaveBeenDone(const absl::Status& error);
+
 }  // namespace latchkey
 
 #endif  // LATCHKEY_CORE_LOCK_ERROR_H_

@@ -25,7 +25,9 @@
 //     repeats the step, or compensates with Release by acquisition id.
 //   * If it was certainly not executed, and will not be until somebody mends what the message names
 //     (a login, a permission), the status is kFailedPrecondition (BackendRefusedError): the caller
-//     does not repeat the step.
+//     does not repeat the step, but for a renewal, which it tries until the lease is over.
+//   * kInvalidArgument and kUnimplemented mean that it was not executed, either. An error with any
+//     other code may hide anything, and counts as kUnknown (MayHaveBeenDone).
 //
 // Thread safety: all methods may be called from any number of threads at once. None may throw: what
 // goes wrong is told by the completion.

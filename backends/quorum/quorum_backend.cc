@@ -26,22 +26,9 @@ void RunAll(Actions actions) {
   for (Action& action : actions) action();
 }
 
-// Does a server's error say that it did nothing? One that it does not explain may hide anything.
-bool NothingWasDone(const absl::Status& error) {
-  switch (ReasonOf(error)) {
-    case Reason::kBackendUnavailable:
-    case Reason::kBackendRefused:
-    case Reason::kNotSupported:
-    case Reason::kInvalidArgument:
-      return true;
-    default:
-      return false;
-  }
-}
-
-// Of such an error: asking again is of no use.
+// Nothing was done, and asking again is of no use.
 bool IsRefusal(const absl::Status& error) {
-  return NothingWasDone(error) && ReasonOf(error) != Reason::kBackendUnavailable;
+  return !MayHaveBeenDone(error) && ReasonOf(error) != Reason::kBackendUnavailable;
 }
 
 // What one server last said about one attempt.
@@ -500,7 +487,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     if (read && !reply.ok()) {
       // What it said before still stands.
     } else if (!reply.ok()) {
-      const bool unknown = !NothingWasDone(reply.status());
+      const bool unknown = MayHaveBeenDone(reply.status());
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
       node.error = reply.status();
     } else {
@@ -873,7 +860,7 @@ void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionI
     std::string failures ABSL_GUARDED_BY(mutex);
   };
   auto giving_back = std::make_shared<GivingBack>();
-  const bool wait = !outcome.ok() && NothingWasDone(outcome.status());
+  const bool wait = !outcome.ok() && !MayHaveBeenDone(outcome.status());
   const auto given_back = [self = shared_from_this(), attempt, round, caller, giving_back,
                            why = outcome.ok() ? absl::OkStatus() : outcome.status()](
                               size_t i, absl::Status given) {
@@ -977,7 +964,7 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
               absl::MutexLock lock(&count->mutex);
               if (!outcome.ok()) {
                 ++count->failed;
-                count->unknown |= !NothingWasDone(outcome.status());
+                count->unknown |= MayHaveBeenDone(outcome.status());
                 count->refused += IsRefusal(outcome.status()) ? 1 : 0;
                 AppendServer(count->failures, i, outcome.status().message());
               } else {
@@ -1085,7 +1072,7 @@ void Quorum::OnExtended(const AttemptPtr& attempt, const std::shared_ptr<Renewal
       AppendServer(renewal->failures, i, why);
     };
     if (!reply.ok()) {
-      renewal->unknown |= !NothingWasDone(reply.status());
+      renewal->unknown |= MayHaveBeenDone(reply.status());
       renewal->refused += IsRefusal(reply.status()) ? 1 : 0;
       fail(reply.status().message());
     } else if (node.id != id) {
@@ -1282,7 +1269,7 @@ void Quorum::OnReturned(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     if (node.id != id || attempt->round != round || !node.returning) return;
     node.returning = false;
     if (!reply.ok()) {
-      const bool unknown = !NothingWasDone(reply.status());
+      const bool unknown = MayHaveBeenDone(reply.status());
       node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
       node.error = reply.status();
     } else if (reply->outcome != ObtainOutcome::kObtained &&

@@ -29,10 +29,6 @@ bool MayPass(const absl::Status& failure) {
   return reason == Reason::kBackendUnavailable || reason == Reason::kBackendUnknown;
 }
 
-bool MayHaveBeenDone(const absl::Status& failure) {
-  return failure.code() == absl::StatusCode::kUnknown;
-}
-
 void Outage::Note(const absl::Status& failure, absl::Time began) {
   ++failures_;
   since_ = std::min(since_, began);

@@ -18,8 +18,6 @@ namespace latchkey::internal {
 
 // May the same step succeed when it is asked for again later?
 bool MayPass(const absl::Status& failure);
-// May the step have been executed, or be executed yet?
-bool MayHaveBeenDone(const absl::Status& failure);
 
 class Outage {
  public:

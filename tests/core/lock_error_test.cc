@@ -90,5 +90,23 @@ TEST(LockErrorTest, BackendsSayWhetherTheStepMayHaveBeenExecuted) {
   EXPECT_EQ(BackendRefusedError("wrong password").code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST(LockErrorTest, OnlyAnErrorThatSaysSoExcludesThatTheStepWasExecuted) {
+  for (const Row& row : kRows) {
+    EXPECT_EQ(MayHaveBeenDone(MakeError(row.reason, "")), row.reason == Reason::kBackendUnknown)
+        << row.name;
+  }
+  EXPECT_FALSE(MayHaveBeenDone(absl::OkStatus()));
+  // The protocol's codes, without a reason.
+  for (const absl::Status& not_done :
+       {absl::UnavailableError(""), absl::FailedPreconditionError(""),
+        absl::InvalidArgumentError(""), absl::UnimplementedError("")}) {
+    EXPECT_FALSE(MayHaveBeenDone(not_done)) << not_done;
+  }
+  for (const absl::Status& who_knows : {absl::UnknownError(""), absl::InternalError(""),
+                                        absl::DeadlineExceededError(""), absl::AbortedError("")}) {
+    EXPECT_TRUE(MayHaveBeenDone(who_knows)) << who_knows;
+  }
+}
+
 }  // namespace
 }  // namespace latchkey
