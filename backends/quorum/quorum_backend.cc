@@ -34,6 +34,25 @@ bool IsRefusal(const absl::Status& error) {
 // What one server last said about one attempt.
 enum class Vote { kNone, kAsked, kGranted, kReserved, kDenied, kUnavailable, kUnknown };
 
+// The requests under one id on one server that have not left yet: some thread is about to make
+// them. A release follows the last of them, since it would find nothing before. Under the attempt's
+// mutex.
+struct Departures {
+  uint64_t requests = 0;
+  std::vector<uint64_t> open = {};  // Those that have not left.
+  Action release = nullptr;
+
+  uint64_t Begin() {
+    open.push_back(++requests);
+    return requests;
+  }
+  // The request was made, or has been answered. Returns what follows.
+  Action End(uint64_t request) {
+    if (std::erase(open, request) == 0 || !open.empty()) return nullptr;
+    return std::exchange(release, nullptr);
+  }
+};
+
 struct Node {
   // This attempt's id on this server. A new one after each release, since an id is never used again
   // after its release: the release may arrive late, or be repeated.
@@ -43,7 +62,18 @@ struct Node {
   bool reentered = false;  // or entered a hold of another attempt of its owner.
   bool again = false;      // The last answer was of the very hold that we knew here.
   bool had = false;        // kAsked: granted until then. It is asked again, not lost.
-  bool sent = false;       // kAsked: the request has left.
+  bool sent = false;       // kAsked: the request has left, or is about to.
+  // What was asked under this id before the last request, and that one did not settle: there may be
+  // something of it.
+  bool unsettled = false;
+  std::shared_ptr<Departures> departures = std::make_shared<Departures>();  // Of this id.
+
+  // Of the ids before this one, which were dropped. What is said of this one says nothing of them.
+  size_t releasing = 0;  // Their releases that are not answered yet.
+  // Releases failed, and until then a lease may last that was granted under such an id.
+  absl::Time left_until = absl::InfinitePast();
+  std::string left_why = {};
+
   // Of a hold: this server has it, and no token up to the holder's will be given there again. No
   // other server counts.
   bool confirmed = false;
@@ -81,16 +111,29 @@ struct Node {
   void BeginAnew() {
     id = AcquisitionId::Next();
     vote = Vote::kNone;
-    own = confirmed = returning = wanted = false;
+    own = confirmed = returning = wanted = unsettled = being_read = false;
+    departures = std::make_shared<Departures>();
     token = confirming = 0;
     deadline = reserved_until = absl::InfinitePast();
     hint = 0;
     yielding = signalled = lost = false;
   }
+  // The server knows nothing of this id: it has said so.
+  void HasNothing(ObtainReply said = {}) {
+    vote = Vote::kDenied;
+    reply = std::move(said);
+    confirmed = unsettled = false;
+  }
+  // The last request failed.
+  void Failed(const absl::Status& why) {
+    vote = MayHaveBeenDone(why) ? Vote::kUnknown : Vote::kUnavailable;
+    error = why;
+  }
+  bool MayHaveLeft(absl::Time now) const { return releasing > 0 || left_until > now; }
   // There may be something to give back.
   bool MayHave() const {
-    return returning || vote == Vote::kGranted || vote == Vote::kReserved ||
-           vote == Vote::kUnknown || (vote == Vote::kAsked && (sent || had));
+    return unsettled || returning || being_read || vote == Vote::kGranted ||
+           vote == Vote::kReserved || vote == Vote::kUnknown || (vote == Vote::kAsked && sent);
   }
 };
 
@@ -100,8 +143,10 @@ class Quorum;
 // One acquisition of the caller, with all that became of it on the servers. Its steps run one after
 // another; each is over when it is decided.
 struct Attempt {
-  Attempt(size_t servers, std::string resource) : resource(std::move(resource)), nodes(servers) {}
+  Attempt(size_t servers, AcquisitionId caller, std::string resource)
+      : caller(caller), resource(std::move(resource)), nodes(servers) {}
 
+  const AcquisitionId caller;  // By which the caller names it.
   const std::string resource;
 
   absl::Mutex mutex;
@@ -112,6 +157,10 @@ struct Attempt {
   FencingToken token ABSL_GUARDED_BY(mutex) = 0;  // If it holds.
   // The latest Obtain; answers to those before it say nothing any more. If it holds, by this one.
   std::shared_ptr<Round> round ABSL_GUARDED_BY(mutex);
+
+  // A request that has failed, and is told what it ends with when the releases of all that was
+  // dropped have been answered.
+  Action when_given_back ABSL_GUARDED_BY(mutex) = nullptr;
 
   // The caller's watch.
   struct Watching {
@@ -147,10 +196,12 @@ struct Round {
 
 class Quorum : public std::enable_shared_from_this<Quorum> {
  public:
-  Quorum(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock, absl::Duration margin)
+  Quorum(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock,
+         const BackendCapabilities& common)
       : servers_(std::move(servers)),
         clock_(clock),
-        margin_(margin),
+        max_lease_(common.max_lease),
+        margin_(common.lease_margin),
         majority_(servers_.size() / 2 + 1) {}
 
   void Obtain(const ObtainRequest& request, ObtainCallback done);
@@ -176,6 +227,8 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   void Leave(const AttemptPtr& attempt);
 
   void BeginRound(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller);
+  void HasLeft(const AttemptPtr& attempt, Departures& departures, uint64_t request)
+      ABSL_LOCKS_EXCLUDED(attempt->mutex);
   // Asks one server. `start`: its lease is counted from here. `read`: it is asked for its fence.
   void Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
            absl::Time start, bool read);
@@ -196,13 +249,18 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
   void Answer(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
               absl::StatusOr<ObtainReply> outcome) ABSL_LOCKS_EXCLUDED(attempt->mutex);
-  // Gives back whatever this server may have, under the id it knows, and takes a new id.
-  void Drop(const AttemptPtr& attempt, size_t i, Actions& actions)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex) {
-    Drop(attempt, i, actions, [](absl::StatusOr<ReleaseOutcome>) {});
-  }
-  void Drop(const AttemptPtr& attempt, size_t i, Actions& actions, ReleaseCallback done)
+  // Releases the id that this server knows, behind every request for it, and takes a new one.
+  void GiveBack(const AttemptPtr& attempt, size_t i, Actions& actions, ReleaseCallback done)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  // The same while the attempt goes on, which remembers what was not given back.
+  void Drop(const AttemptPtr& attempt, size_t i, Actions& actions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
+  void OnDropped(const AttemptPtr& attempt, size_t i, const absl::Status& released)
+      ABSL_LOCKS_EXCLUDED(attempt->mutex);
+  // Is a release of what was dropped not answered yet?
+  static bool IsGivingBack(const Attempt& attempt) ABSL_SHARED_LOCKS_REQUIRED(attempt.mutex);
+  // For messages: which servers may have something of this attempt. Empty: none.
+  std::string NotGivenBack(const Attempt& attempt) const ABSL_SHARED_LOCKS_REQUIRED(attempt.mutex);
   // Gives back what a minority still has of a hold that was lost: it is worth nothing. But the
   // holder may have looked just before, and have no majority without it, so that it stays for the
   // margin.
@@ -248,6 +306,7 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   // Constant after construction.
   const std::vector<std::shared_ptr<LockingProtocol>> servers_;
   Clock& clock_;
+  const absl::Duration max_lease_;
   // How long a holder may act on what it saw when it last looked (`lease_margin`).
   const absl::Duration margin_;
   const size_t majority_;
@@ -299,7 +358,7 @@ std::shared_ptr<Attempt> Quorum::FindOrAdd(AcquisitionId id, std::string_view re
     sweep_at_ = 2 * attempts_.size() + 1024;
   }
   AttemptPtr& attempt = attempts_[id];
-  if (attempt == nullptr) attempt = std::make_shared<Attempt>(size(), std::string(resource));
+  if (attempt == nullptr) attempt = std::make_shared<Attempt>(size(), id, std::string(resource));
   return attempt;
 }
 
@@ -315,10 +374,7 @@ bool Quorum::IsIdle(Attempt& attempt) const {
   if (attempt.busy || attempt.watching != nullptr) return false;
   const absl::Time now = clock_.Now();
   for (const Node& node : attempt.nodes) {
-    if (node.vote == Vote::kGranted || node.vote == Vote::kReserved || node.vote == Vote::kAsked ||
-        node.reserved_until > now) {
-      return false;
-    }
+    if (node.MayHave() || node.reserved_until > now || node.MayHaveLeft(now)) return false;
   }
   return true;
 }
@@ -386,6 +442,7 @@ void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, Acquis
         });
       }
       node.had = node.vote == Vote::kGranted;
+      node.unsettled = node.MayHave();
       node.vote = Vote::kAsked;
       node.sent = false;
       node.returning = false;  // Asked anew, under the same id.
@@ -405,6 +462,8 @@ void Quorum::BeginRound(const AttemptPtr& attempt, const RoundPtr& round, Acquis
 void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
                  absl::Time start, bool read) {
   ObtainRequest request = round->request;
+  std::shared_ptr<Departures> departures;
+  uint64_t departure;
   {
     absl::MutexLock lock(&attempt->mutex);
     // A server that was not asked yet need not be asked any more.
@@ -416,22 +475,28 @@ void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId
     request.acquisition = attempt->nodes[i].id;
     request.reads_fence_back = size() > 1;
     attempt->nodes[i].sent = true;
+    departures = attempt->nodes[i].departures;
+    departure = departures->Begin();
   }
   {
     const BlockedThread::OnBehalfOf on_behalf(caller);
     servers_[i]->Obtain(
         request, [self = shared_from_this(), attempt, round, caller, i, id = request.acquisition,
-                  start, read](absl::StatusOr<ObtainReply> reply) {
+                  start, read, departures, departure](absl::StatusOr<ObtainReply> reply) {
+          self->HasLeft(attempt, *departures, departure);
           self->OnObtained(attempt, round, caller, i, id, start, read, std::move(reply));
         });
   }
+  HasLeft(attempt, *departures, departure);
+}
+
+void Quorum::HasLeft(const AttemptPtr& attempt, Departures& departures, uint64_t request) {
+  Action release;
   {
     absl::MutexLock lock(&attempt->mutex);
-    if (attempt->nodes[i].id == request.acquisition) return;
+    release = departures.End(request);
   }
-  // Given up by another thread just now, so its release may have come before the request.
-  servers_[i]->Release({.resource = attempt->resource, .acquisition = request.acquisition},
-                       [](absl::StatusOr<ReleaseOutcome>) {});
+  if (release != nullptr) release();
 }
 
 void Quorum::ReadFences(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
@@ -485,12 +550,12 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
       }
     }
     if (read && !reply.ok()) {
-      // What it said before still stands.
+      // What it said before still stands, but it may have granted since.
+      node.unsettled |= MayHaveBeenDone(reply.status());
     } else if (!reply.ok()) {
-      const bool unknown = MayHaveBeenDone(reply.status());
-      node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
-      node.error = reply.status();
+      node.Failed(reply.status());
     } else {
+      node.unsettled = false;
       switch (reply->outcome) {
         case ObtainOutcome::kObtained:
         case ObtainOutcome::kReentered:
@@ -519,9 +584,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           node.reply = *std::move(reply);
           break;
         case ObtainOutcome::kDenied:
-          node.vote = Vote::kDenied;
-          node.confirmed = false;
-          node.reply = *std::move(reply);
+          node.HasNothing(*std::move(reply));
           break;
       }
     }
@@ -683,8 +746,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
                   node.vote = Vote::kUnknown;
                   node.error = reply.status();
                 } else if (reply->outcome == ConfirmOutcome::kNotHeld) {
-                  node.vote = Vote::kDenied;
-                  node.reply = {};
+                  node.HasNothing();
                 } else {
                   // Confirmed, or its own is larger: then that one is proposed.
                   node.token = std::max(node.token, reply->token);
@@ -757,7 +819,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
   size_t refused = 0;
   for (const Node& node : attempt->nodes) {
     unknown |= node.vote == Vote::kUnknown;
-    under_way |= node.vote == Vote::kAsked && node.sent;
+    under_way |= (node.vote == Vote::kAsked && node.sent) || node.being_read;
     refused += node.vote == Vote::kUnavailable && IsRefusal(node.error) ? 1 : 0;
   }
   // It fails, but whether anything was done depends on their answers.
@@ -766,6 +828,25 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
       absl::StrCat("no majority of ", majority_, " servers answers: ", Votes(*attempt));
   Fail(attempt, round, caller,
        unknown ? BackendUnknownError(message) : NothingDone(refused, message), actions);
+}
+
+bool Quorum::IsGivingBack(const Attempt& attempt) {
+  return std::any_of(attempt.nodes.begin(), attempt.nodes.end(),
+                     [](const Node& node) { return node.releasing > 0; });
+}
+
+std::string Quorum::NotGivenBack(const Attempt& attempt) const {
+  const absl::Time now = clock_.Now();
+  std::string text;
+  for (size_t i = 0; i < size(); ++i) {
+    const Node& node = attempt.nodes[i];
+    if (node.left_until > now) {
+      AppendServer(text, i, absl::StrCat("not given back: ", node.left_why));
+    } else if (node.MayHave()) {
+      AppendServer(text, i, "not given back yet");
+    }
+  }
+  return text;
 }
 
 std::string Quorum::Votes(const Attempt& attempt) const {
@@ -801,14 +882,32 @@ std::string Quorum::Votes(const Attempt& attempt) const {
   return votes.substr(2);
 }
 
-void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions, ReleaseCallback done) {
+void Quorum::GiveBack(const AttemptPtr& attempt, size_t i, Actions& actions, ReleaseCallback done) {
   Node& node = attempt->nodes[i];
-  actions.push_back([server = servers_[i], attempt, id = node.id, hint = node.hint,
-                     done = std::move(done)]() mutable {
+  Action release = [server = servers_[i], attempt, id = node.id, hint = node.hint,
+                    done = std::move(done)]() mutable {
     server->Release({.resource = attempt->resource, .acquisition = id, .hint = hint},
                     std::move(done));
-  });
+  };
+  if (!node.departures->open.empty()) {
+    node.departures->release = std::move(release);
+  } else {
+    actions.push_back(std::move(release));
+  }
   node.BeginAnew();
+}
+
+void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions) {
+  Node& node = attempt->nodes[i];
+  if (node.MayHave()) {
+    ++node.releasing;
+    GiveBack(attempt, i, actions,
+             [self = shared_from_this(), attempt, i](absl::StatusOr<ReleaseOutcome> released) {
+               self->OnDropped(attempt, i, released.status());
+             });
+  } else {
+    GiveBack(attempt, i, actions, [](absl::StatusOr<ReleaseOutcome>) {});
+  }
   // The watch was for the old id.
   if (attempt->watching != nullptr && attempt->watching->role == WatchRole::kWaiter) {
     attempt->watching->asks_next = false;
@@ -818,6 +917,23 @@ void Quorum::Drop(const AttemptPtr& attempt, size_t i, Actions& actions, Release
       self->WatchServer(attempt, i);
     });
   }
+}
+
+void Quorum::OnDropped(const AttemptPtr& attempt, size_t i, const absl::Status& released) {
+  Action given_back;
+  {
+    absl::MutexLock lock(&attempt->mutex);
+    Node& node = attempt->nodes[i];
+    --node.releasing;
+    if (!released.ok()) {
+      node.left_until = clock_.Now() + max_lease_;
+      node.left_why = std::string(released.message());
+    }
+    if (IsGivingBack(*attempt)) return;
+    given_back = std::exchange(attempt->when_given_back, nullptr);
+  }
+  if (given_back != nullptr) given_back();
+  ForgetIfIdle(attempt->caller, attempt);
 }
 
 void Quorum::DropRest(const AttemptPtr& attempt) {
@@ -853,52 +969,34 @@ void Quorum::Fail(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionI
   round->failed = true;
   round->decided = true;
   attempt->holds = false;
-  // Whether what a minority granted was given back, where that makes the difference.
-  struct GivingBack {
-    absl::Mutex mutex;
-    size_t left ABSL_GUARDED_BY(mutex) = 1;
-    std::string failures ABSL_GUARDED_BY(mutex);
-  };
-  auto giving_back = std::make_shared<GivingBack>();
-  const bool wait = !outcome.ok() && !MayHaveBeenDone(outcome.status());
-  const auto given_back = [self = shared_from_this(), attempt, round, caller, giving_back,
-                           why = outcome.ok() ? absl::OkStatus() : outcome.status()](
-                              size_t i, absl::Status given) {
-    absl::Status result = why;
-    {
-      absl::MutexLock lock(&giving_back->mutex);
-      if (!given.ok()) {
-        AppendServer(giving_back->failures, i, absl::StrCat("not given back: ", given.message()));
-      }
-      if (--giving_back->left != 0) return;
-      if (!giving_back->failures.empty()) {
-        result = BackendUnknownError(absl::StrCat(why.message(), giving_back->failures));
-      }
-    }
-    self->Answer(attempt, round, caller, std::move(result));
-  };
   for (size_t i = 0; i < size(); ++i) {
     const Node& node = attempt->nodes[i];
+    // What it has from before stays if it could not be asked, so that a candidate that waits goes
+    // on from there; one that ends with this error releases it.
+    const bool not_reached =
+        node.vote == Vote::kUnavailable || (node.vote == Vote::kAsked && !node.sent);
+    if (!outcome.ok() && not_reached && node.unsettled) continue;
     // One that was not asked has nothing of ours. But it wakes one waiter at a time, and may have
     // woken this one: it has to hear that we do not ask, so that it wakes another.
-    const bool not_asked = node.vote == Vote::kAsked && !node.MayHave();
-    if (!node.MayHave() && !not_asked) continue;
-    if (!wait || not_asked) {
-      Drop(attempt, i, actions);
-      continue;
-    }
-    {
-      absl::MutexLock lock(&giving_back->mutex);
-      ++giving_back->left;
-    }
-    Drop(attempt, i, actions, [given_back, i](absl::StatusOr<ReleaseOutcome> released) {
-      given_back(i, released.status());
-    });
+    if (node.MayHave() || node.vote == Vote::kAsked) Drop(attempt, i, actions);
   }
-  if (wait) {
-    actions.push_back([given_back] { given_back(0, absl::OkStatus()); });
-  } else {
+  if (outcome.ok() || MayHaveBeenDone(outcome.status())) {
     Decide(attempt, round, caller, std::move(outcome), actions);
+    return;
+  }
+  Action tell = [self = shared_from_this(), attempt, round, caller, why = outcome.status()] {
+    std::string left;
+    {
+      absl::MutexLock lock(&attempt->mutex);
+      left = self->NotGivenBack(*attempt);
+    }
+    self->Answer(attempt, round, caller,
+                 left.empty() ? why : BackendUnknownError(absl::StrCat(why.message(), left)));
+  };
+  if (IsGivingBack(*attempt)) {
+    attempt->when_given_back = std::move(tell);
+  } else {
+    actions.push_back(std::move(tell));
   }
 }
 
@@ -941,23 +1039,18 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
     count->done = std::move(done);
   }
   Enter(attempt, [self = shared_from_this(), attempt, count, caller = hold.acquisition] {
-    std::vector<std::pair<AcquisitionId, LeaseHint>> ids;
     bool held;
     {
       absl::MutexLock lock(&attempt->mutex);
       held = std::exchange(attempt->holds, false);
-      for (Node& node : attempt->nodes) {
-        ids.emplace_back(node.id, node.hint);
-        // What was asked of the servers before goes with it: see Ask and Return.
-        node.BeginAnew();
-      }
     }
-    const BlockedThread::OnBehalfOf on_behalf(caller);
     // The servers repeat it themselves where it fails. Nothing of ours comes after it.
+    Actions releases;
     for (size_t i = 0; i < self->size(); ++i) {
-      self->servers_[i]->Release(
-          {.resource = attempt->resource, .acquisition = ids[i].first, .hint = ids[i].second},
-          [self, count, held, i](absl::StatusOr<ReleaseOutcome> outcome) {
+      absl::MutexLock lock(&attempt->mutex);
+      attempt->nodes[i].left_until = absl::InfinitePast();
+      self->GiveBack(
+          attempt, i, releases, [self, count, held, i](absl::StatusOr<ReleaseOutcome> outcome) {
             ReleaseCallback done;
             absl::StatusOr<ReleaseOutcome> result = ReleaseOutcome::kNotHeld;
             {
@@ -998,6 +1091,10 @@ void Quorum::Release(const HoldRef& hold, ReleaseCallback done) {
             }
             done(std::move(result));
           });
+    }
+    {
+      const BlockedThread::OnBehalfOf on_behalf(caller);
+      RunAll(std::move(releases));
     }
     self->Leave(attempt);
     self->ForgetIfIdle(caller, attempt);
@@ -1082,8 +1179,7 @@ void Quorum::OnExtended(const AttemptPtr& attempt, const std::shared_ptr<Renewal
       renewal->words[i] = Word::kNotHeld;
       // One that is returning may have answered this before it granted.
       if (!node.returning) {
-        node.vote = Vote::kDenied;
-        node.confirmed = false;
+        node.HasNothing();
         node.wanted = false;
         node.yielding = false;
       }
@@ -1226,6 +1322,7 @@ void Quorum::Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, a
   const absl::Time now = clock_.Now();
   if (until <= now + margin_ || !MayReturn(*attempt, i, now)) return;
   Node& node = attempt->nodes[i];
+  node.unsettled = node.MayHave();
   node.returning = true;
   // The hold's own request keeps alive what the views point to.
   const RoundPtr round = attempt->round;
@@ -1237,24 +1334,24 @@ void Quorum::Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, a
   request.grace = std::nullopt;
   request.reads_fence_back = size() > 1;
   actions.push_back([self = shared_from_this(), attempt, round, caller, i, request, now] {
+    std::shared_ptr<Departures> departures;
+    uint64_t departure;
     {
       absl::MutexLock lock(&attempt->mutex);
       if (attempt->nodes[i].id != request.acquisition) return;
+      departures = attempt->nodes[i].departures;
+      departure = departures->Begin();
     }
     {
       const BlockedThread::OnBehalfOf on_behalf(caller);
-      self->servers_[i]->Obtain(request, [self, attempt, round, caller, i, id = request.acquisition,
-                                          now](absl::StatusOr<ObtainReply> reply) {
-        self->OnReturned(attempt, round, caller, i, id, now, std::move(reply));
-      });
+      self->servers_[i]->Obtain(
+          request, [self, attempt, round, caller, i, id = request.acquisition, now, departures,
+                    departure](absl::StatusOr<ObtainReply> reply) {
+            self->HasLeft(attempt, *departures, departure);
+            self->OnReturned(attempt, round, caller, i, id, now, std::move(reply));
+          });
     }
-    {
-      absl::MutexLock lock(&attempt->mutex);
-      if (attempt->nodes[i].id == request.acquisition) return;
-    }
-    // Released by another thread just now, perhaps before the request.
-    self->servers_[i]->Release({.resource = attempt->resource, .acquisition = request.acquisition},
-                               [](absl::StatusOr<ReleaseOutcome>) {});
+    self->HasLeft(attempt, *departures, departure);
   });
 }
 
@@ -1269,15 +1366,13 @@ void Quorum::OnReturned(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     if (node.id != id || attempt->round != round || !node.returning) return;
     node.returning = false;
     if (!reply.ok()) {
-      const bool unknown = MayHaveBeenDone(reply.status());
-      node.vote = unknown ? Vote::kUnknown : Vote::kUnavailable;
-      node.error = reply.status();
+      node.Failed(reply.status());
     } else if (reply->outcome != ObtainOutcome::kObtained &&
                reply->outcome != ObtainOutcome::kReentered) {
-      node.vote = Vote::kDenied;
-      node.reply = *std::move(reply);
+      node.HasNothing(*std::move(reply));
     } else {
       node.vote = Vote::kGranted;
+      node.unsettled = false;
       node.own = reply->outcome == ObtainOutcome::kObtained;
       node.reentered = !node.own;
       node.token = reply->token;
@@ -1325,8 +1420,7 @@ void Quorum::ConfirmAgain(const AttemptPtr& attempt, AcquisitionId caller, size_
               } else {
                 outcome = reply->outcome;
                 if (reply->outcome == ConfirmOutcome::kNotHeld) {
-                  node.vote = Vote::kDenied;
-                  node.reply = {};
+                  node.HasNothing();
                 } else if (attempt->holds) {
                   // Confirmed, or its own is larger, which does the same: the holder's stays.
                   node.vote = Vote::kGranted;
@@ -1537,7 +1631,7 @@ class QuorumBackend final : public LockingProtocol {
  public:
   QuorumBackend(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock)
       : capabilities_(Common(servers)),
-        quorum_(std::make_shared<Quorum>(std::move(servers), clock, capabilities_.lease_margin)) {}
+        quorum_(std::make_shared<Quorum>(std::move(servers), clock, capabilities_)) {}
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
     if (absl::Status status = CheckRequest(request, capabilities_); !status.ok()) {

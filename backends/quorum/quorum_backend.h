@@ -31,11 +31,13 @@ struct QuorumOptions {
 
 // `protocols`: at least one, none null, none twice; an odd number makes sense. They fail
 // independently, or the quorum is worth no more than one of them. Each must serve the requests of
-// one acquisition in the order in which they are made, as the ready-made backends do. Errors:
-// kInvalidArgument; kUnimplemented if one of several does not implement Confirm.
+// one acquisition in the order in which they are made, and repeat a release that failed by itself,
+// as the ready-made backends do. Errors: kInvalidArgument; kUnimplemented if one of several does not
+// implement Confirm.
 //
 // A step fails with kUnavailable only if no server has done anything, or if each has given back
-// what it had granted; if one server may have done something that nobody can tell, with kUnknown.
+// what it had granted, also in earlier rounds of the same request; if one server may have done
+// something that nobody can tell, with kUnknown.
 // If so many servers refuse that the others are no majority, it fails with kFailedPrecondition
 // (kBackendRefused).
 //

@@ -4,6 +4,7 @@
 #include "latchkey/backends/quorum/quorum_backend.h"
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,9 +18,11 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/lock_manager.h"
 #include "latchkey/core/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/await.h"
+#include "latchkey/tests/support/simulated_clock.h"
 
 namespace latchkey {
 namespace {
@@ -37,10 +40,12 @@ class Server final : public LockingProtocol {
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
     ++obtains;
+    if (before_obtain) std::exchange(before_obtain, nullptr)();
     Pass<ObtainReply>([&](auto reply) { inner_->Obtain(request, std::move(reply)); },
                       std::move(done));
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
+    ++releases;
     if (for_releases) mode = *for_releases;
     Pass<ReleaseOutcome>([&](auto reply) { inner_->Release(hold, std::move(reply)); },
                          std::move(done));
@@ -112,7 +117,9 @@ class Server final : public LockingProtocol {
   Mode mode = Mode::kWorks;
   bool confirms_slowly = false;
   std::optional<Mode> for_releases = std::nullopt;  // Takes this mode when one comes.
+  std::function<void()> before_obtain;              // Once.
   int obtains = 0;
+  int releases = 0;
   int confirms = 0;
 
  private:
@@ -595,6 +602,164 @@ TEST(QuorumOutcomesTest, ARequestThatFailsHasGivenBackWhatItHadOrSaysSo) {
   EXPECT_EQ(ReasonOf(left.status()), Reason::kBackendUnknown) << left.status();
   EXPECT_TRUE(absl::StrContains(left.status().message(), "server 1: not given back"))
       << left.status();
+}
+
+// A request that is asked again and again, of whose first round something was left on the first
+// server. Strangers hold the others.
+class QuorumLeftoversTest : public ::testing::Test {
+ protected:
+  QuorumLeftoversTest() {
+    for (int i = 0; i < 3; ++i) {
+      servers_.push_back(std::make_shared<Server>());
+      servers_.back()->describe().infinite_lease = false;
+      servers_.back()->describe().max_lease = absl::Hours(1);
+    }
+    quorum_ = *NewQuorumBackend({servers_.begin(), servers_.end()}, {.clock = &clock_});
+  }
+
+  void StrangersHold(std::vector<int> which) {
+    for (const int i : which) {
+      Obtain(At(i).inner(), Request(AcquisitionId::Next(), 0)).IgnoreError();
+    }
+  }
+  Server& At(int i) { return *servers_[static_cast<size_t>(i)]; }
+  void All(Server::Mode mode) {
+    for (const auto& server : servers_) server->mode = mode;
+  }
+  absl::StatusOr<ObtainReply> Ask(Priority priority = 0) {
+    return Obtain(*quorum_, Request(id_, priority));
+  }
+  bool Denied() {
+    const absl::StatusOr<ObtainReply> reply = Ask();
+    return reply.ok() && reply->outcome == ObtainOutcome::kDenied;
+  }
+  // What the request says when nobody can be asked any more.
+  absl::Status AskTheDead() {
+    All(Server::Mode::kDown);
+    return Ask().status();
+  }
+
+  SimulatedClock clock_;
+  std::vector<std::shared_ptr<Server>> servers_;
+  std::shared_ptr<LockingProtocol> quorum_;
+  const AcquisitionId id_ = AcquisitionId::Next();
+};
+
+TEST_F(QuorumLeftoversTest, AnAnswerDoesNotSettleWhatWasDroppedBeforeAndNotGivenBack) {
+  StrangersHold({1, 2});
+  At(0).mode = Server::Mode::kLosesAnswer;
+  At(0).for_releases = Server::Mode::kDown;
+  At(1).mode = Server::Mode::kDown;
+  ASSERT_EQ(ReasonOf(Ask().status()), Reason::kBackendUnknown);
+  ASSERT_TRUE(At(0).Held("r"));
+  At(1).mode = Server::Mode::kWorks;
+  ASSERT_TRUE(Denied());
+  const absl::Status last = AskTheDead();
+  EXPECT_EQ(ReasonOf(last), Reason::kBackendUnknown) << last;
+  EXPECT_TRUE(absl::StrContains(last.message(), "server 1: not given back: it is down")) << last;
+  // For as long as it may be there.
+  clock_.AdvanceBy(absl::Hours(1));
+  EXPECT_EQ(ReasonOf(AskTheDead()), Reason::kBackendUnavailable);
+}
+
+TEST_F(QuorumLeftoversTest, NorDoesADenialWhatItCouldNotGiveBack) {
+  StrangersHold({1, 2});
+  At(0).for_releases = Server::Mode::kDown;
+  ASSERT_TRUE(Denied());
+  ASSERT_TRUE(At(0).Held("r"));
+  EXPECT_EQ(ReasonOf(AskTheDead()), Reason::kBackendUnknown);
+}
+
+TEST_F(QuorumLeftoversTest, WhatWasGivenBackIsSettled) {
+  StrangersHold({1, 2});
+  ASSERT_TRUE(Denied());
+  ASSERT_FALSE(At(0).Held("r"));
+  EXPECT_EQ(ReasonOf(AskTheDead()), Reason::kBackendUnavailable);
+}
+
+TEST_F(QuorumLeftoversTest, AReleaseThatIsUnderWayIsAwaited) {
+  for (const bool lost : {false, true}) {
+    const AcquisitionId id = AcquisitionId::Next();
+    All(Server::Mode::kWorks);
+    if (!lost) StrangersHold({1, 2});
+    At(0).for_releases = Server::Mode::kSlow;
+    const absl::StatusOr<ObtainReply> denied = Obtain(*quorum_, Request(id));
+    ASSERT_TRUE(denied.ok()) << denied.status();
+    ASSERT_EQ(denied->outcome, ObtainOutcome::kDenied);
+    At(0).for_releases = std::nullopt;
+    All(Server::Mode::kDown);
+    std::optional<absl::Status> last;
+    quorum_->Obtain(Request(id), [&](absl::StatusOr<ObtainReply> reply) { last = reply.status(); });
+    EXPECT_FALSE(last) << "it depends on the release what can be said: " << *last;
+    lost ? At(0).LoseAnswers() : At(0).Answer();
+    ASSERT_TRUE(last);
+    EXPECT_EQ(ReasonOf(*last), lost ? Reason::kBackendUnknown : Reason::kBackendUnavailable)
+        << *last;
+  }
+}
+
+TEST_F(QuorumLeftoversTest, WhatACandidateKeepsWhileItWaitsIsNotNothing) {
+  StrangersHold({1, 2});
+  const absl::StatusOr<ObtainReply> waits = Ask(5);
+  ASSERT_TRUE(waits.ok()) << waits.status();
+  ASSERT_EQ(waits->outcome, ObtainOutcome::kReserved);
+  ASSERT_TRUE(At(0).Held("r"));
+  const absl::Status last = AskTheDead();
+  EXPECT_EQ(ReasonOf(last), Reason::kBackendUnknown) << last;
+  EXPECT_TRUE(absl::StrContains(last.message(), "server 1: not given back yet")) << last;
+  // It keeps it for as long as it goes on, and the release that ends it finds all of it.
+  All(Server::Mode::kWorks);
+  ASSERT_TRUE(Release(*quorum_, id_).ok());
+  EXPECT_FALSE(At(0).Held("r"));
+  for (const int i : {1, 2}) {
+    At(i).inner().Inspect("r", [](const ResourceState& state) { EXPECT_FALSE(state.reserved); });
+  }
+}
+
+TEST_F(QuorumLeftoversTest, ADenialLeavesNothingOfWhatACandidateKept) {
+  StrangersHold({1, 2});
+  ASSERT_EQ(Ask(5)->outcome, ObtainOutcome::kReserved);
+  // A higher one has reserved the others; the first cannot be asked, and hears of the release.
+  for (const int i : {1, 2}) {
+    Obtain(At(i).inner(), Request(AcquisitionId::Next(), 9)).IgnoreError();
+  }
+  At(0).mode = Server::Mode::kDown;
+  At(0).for_releases = Server::Mode::kWorks;
+  ASSERT_EQ(Ask(5)->outcome, ObtainOutcome::kDenied);
+  EXPECT_FALSE(At(0).Held("r"));
+}
+
+TEST_F(QuorumLeftoversTest, AReleaseFollowsTheRequestThatAnotherThreadIsAboutToMake) {
+  // While the last server is about to be asked, the others' answers come, so that the round is
+  // over.
+  At(0).mode = At(1).mode = Server::Mode::kSlow;
+  At(2).before_obtain = [this] {
+    EXPECT_EQ(At(2).releases, 0);
+    At(0).LoseAnswers();
+    At(1).LoseAnswers();
+    EXPECT_EQ(At(2).releases, 0) << "it would find nothing";
+  };
+  At(2).for_releases = Server::Mode::kDown;
+  EXPECT_EQ(ReasonOf(Ask().status()), Reason::kBackendUnknown);
+  EXPECT_EQ(At(2).releases, 1);
+  ASSERT_TRUE(At(2).Held("r"));
+  StrangersHold({0, 1});
+  ASSERT_TRUE(Denied());
+  EXPECT_EQ(ReasonOf(AskTheDead()), Reason::kBackendUnknown);
+}
+
+TEST_F(QuorumLeftoversTest, AnAcquireThatEndsInAnOutageSaysSo) {
+  LockManager locks = *LockManager::Create(quorum_, {.clock = &clock_, .random_seed = 1});
+  StrangersHold({1, 2});
+  At(0).for_releases = Server::Mode::kDown;
+  std::optional<absl::Status> ended;
+  locks.AcquireAsync("r", {.outage_patience = absl::Seconds(1)},
+                     [&ended](absl::StatusOr<Lock> lock) { ended = lock.status(); });
+  ASSERT_FALSE(ended) << *ended;
+  All(Server::Mode::kDown);
+  clock_.AdvanceBy(absl::Minutes(1));
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(ReasonOf(*ended), Reason::kBackendUnknown) << *ended;
 }
 
 TEST(QuorumOutcomesTest, AnExtensionAndAReleaseThatFailHearFromAllWhatTheyDid) {

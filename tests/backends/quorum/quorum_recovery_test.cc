@@ -297,6 +297,33 @@ TEST(QuorumReadBackTest, AConfirmationThatFailsWhileFencesAreReadIsAskedForAgain
   EXPECT_EQ((*got)->token, 42u);
 }
 
+TEST(QuorumReadBackTest, WhatAReadingMayHaveObtainedIsGivenBack) {
+  SimulatedClock clock;
+  std::vector<std::shared_ptr<Server>> servers;
+  for (int i = 0; i < 3; ++i) servers.push_back(std::make_shared<Server>(clock));
+  const auto quorum = *NewQuorumBackend({servers.begin(), servers.end()}, {.clock = &clock});
+  servers[2]->LoseData();
+  clock.AdvanceBy(kMaxLease);
+  // A stranger holds the first, and leaves just before that is read. Whether it has granted then,
+  // nobody hears.
+  const AcquisitionId stranger = AcquisitionId::Next();
+  servers[0]->inner().Obtain(Request(stranger), [](absl::StatusOr<ObtainReply>) {});
+  servers[0]->on_obtain = [&] {
+    servers[0]->on_obtain = [&] {
+      servers[0]->inner().Release({.resource = "r", .acquisition = stranger},
+                                  [](absl::StatusOr<ReleaseOutcome>) {});
+      servers[0]->loses_answer = true;
+    };
+  };
+  std::optional<absl::StatusOr<ObtainReply>> got;
+  quorum->Obtain(Request(AcquisitionId::Next()),
+                 [&](absl::StatusOr<ObtainReply> reply) { got = std::move(reply); });
+  ASSERT_TRUE(got);
+  ASSERT_FALSE(got->ok() && (*got)->token != 0);
+  EXPECT_EQ(servers[0]->asked.size(), 2u);
+  for (const auto& server : servers) EXPECT_FALSE(server->Held());
+}
+
 TEST(QuorumReleaseTest, AnObtainThatIsOvertakenByItsReleaseLeavesNothingBehind) {
   SimulatedClock clock;
   std::vector<std::shared_ptr<Server>> servers;

@@ -51,8 +51,10 @@ class Server final : public LockingProtocol {
     if (clock_.Now() < recovered_at_ || (fence_lost_ && !request.reads_fence_back)) {
       return done(BackendUnavailableError("it is recovering"));
     }
-    inner_->Obtain(request, [lost = fence_lost_,
+    const bool unheard = std::exchange(loses_answer, false);
+    inner_->Obtain(request, [lost = fence_lost_, unheard,
                              done = std::move(done)](absl::StatusOr<ObtainReply> reply) mutable {
+      if (unheard) return done(BackendUnknownError("the answer is lost"));
       if (reply.ok() && lost) {
         reply->fence_lost = true;
         reply->fence = 0;
@@ -113,6 +115,7 @@ class Server final : public LockingProtocol {
 
   bool down = false;
   bool loses_events = false;
+  bool loses_answer = false;         // To the next Obtain.
   std::function<void()> on_obtain;   // Once, before the next one is served.
   std::vector<AcquisitionId> asked;  // By Obtain.
 
