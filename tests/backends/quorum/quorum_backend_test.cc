@@ -762,6 +762,33 @@ TEST_F(QuorumLeftoversTest, AnAcquireThatEndsInAnOutageSaysSo) {
   EXPECT_EQ(ReasonOf(*ended), Reason::kBackendUnknown) << *ended;
 }
 
+// ---- Waiters that are woken --------------------------------------------------------------------
+
+TEST(QuorumWakeUpTest, AServerThatIsNotAskedAfterAFailureHearsOfItAndWakesAnotherWaiter) {
+  Cluster cluster(3);
+  Server& last = *cluster.servers[2];
+  const AcquisitionId stranger = AcquisitionId::Next();
+  Obtain(last.inner(), Request(stranger)).IgnoreError();
+  const AcquisitionId waiter = AcquisitionId::Next();
+  const Subscription first = cluster.quorum->Watch(
+      {.resource = "r", .acquisition = waiter, .barging = true}, [](const WatchEvent&) {});
+  int woken = 0;
+  const Subscription second =
+      last.inner().Watch({.resource = "r", .acquisition = AcquisitionId::Next(), .barging = true},
+                         [&woken](const WatchEvent& event) {
+                           woken += event.kind == WatchEventKind::kHoldEnded ? 1 : 0;
+                         });
+  // The last server is free, and has told the first waiter alone.
+  Release(last.inner(), stranger).IgnoreError();
+  ASSERT_EQ(woken, 0);
+  cluster.servers[0]->mode = Server::Mode::kDown;
+  cluster.servers[1]->mode = Server::Mode::kDown;
+  EXPECT_EQ(ReasonOf(Obtain(*cluster.quorum, Request(waiter)).status()),
+            Reason::kBackendUnavailable);
+  ASSERT_EQ(last.obtains, 0) << "it is too late to ask";
+  EXPECT_EQ(woken, 1);
+}
+
 TEST(QuorumOutcomesTest, AnExtensionAndAReleaseThatFailHearFromAllWhatTheyDid) {
   for (const bool lost : {false, true}) {
     Cluster cluster(3);
