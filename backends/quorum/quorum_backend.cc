@@ -1691,6 +1691,34 @@ class QuorumBackend final : public LockingProtocol {
   const std::shared_ptr<Quorum> quorum_;
 };
 
+// Each server's default lease is of use with its own margin; with another's it need not be.
+absl::Status CheckDefaultLease(const std::vector<std::shared_ptr<LockingProtocol>>& servers) {
+  const auto lease_of = [&servers](size_t i) {
+    const BackendCapabilities& one = servers[i]->capabilities();
+    return std::min(one.default_lease, one.max_lease);
+  };
+  const auto margin_of = [&servers](size_t i) { return servers[i]->capabilities().lease_margin; };
+  bool finite = false;
+  size_t shortest = 0;
+  size_t widest = 0;
+  for (size_t i = 0; i < servers.size(); ++i) {
+    finite |= !servers[i]->capabilities().infinite_lease;
+    if (lease_of(i) < lease_of(shortest)) shortest = i;
+    if (margin_of(i) > margin_of(widest)) widest = i;
+  }
+  // The default lease is renewed, and a renewed one takes three margins.
+  const absl::Duration least = 3 * margin_of(widest);
+  if (!finite || lease_of(shortest) >= least) return absl::OkStatus();
+  return MakeError(
+      Reason::kInvalidArgument,
+      absl::StrCat("the default lease of protocols[", shortest, "], '",
+                   servers[shortest]->capabilities().name, "', which is ",
+                   absl::FormatDuration(lease_of(shortest)), " (default_lease, at most max_lease)",
+                   ", must be at least ", absl::FormatDuration(least),
+                   ", three times the lease_margin of protocols[", widest, "], '",
+                   servers[widest]->capabilities().name, "'"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<LockingProtocol>> NewQuorumBackend(
@@ -1712,6 +1740,7 @@ absl::StatusOr<std::shared_ptr<LockingProtocol>> NewQuorumBackend(
                                     "', does not implement Confirm"));
     }
   }
+  if (absl::Status status = CheckDefaultLease(protocols); !status.ok()) return status;
   Clock& clock = options.clock == nullptr ? RealClock() : *options.clock;
   return std::make_shared<QuorumBackend>(std::move(protocols), clock);
 }

@@ -32,7 +32,8 @@ struct QuorumOptions {
 // `protocols`: at least one, none null, none twice; an odd number makes sense. They fail
 // independently, or the quorum is worth no more than one of them. Each must serve the requests of
 // one acquisition in the order in which they are made, and repeat a release that failed by itself,
-// as the ready-made backends do. Errors: kInvalidArgument; kUnimplemented if one of several does not
+// as the ready-made backends do. Errors: kInvalidArgument, also if the shortest default lease among
+// them is below three times the largest lease_margin; kUnimplemented if one of several does not
 // implement Confirm.
 //
 // A step fails with kUnavailable only if no server has done anything, or if each has given back

@@ -222,6 +222,38 @@ TEST(QuorumBackendTest, PromisesWhatTheLeastOfItsServersDoes) {
   EXPECT_FALSE(common.forced_handover);
 }
 
+TEST(QuorumBackendTest, RefusesServersWhoseDefaultLeaseNoRequestCouldUse) {
+  // Each is fine by itself: one has short leases, the other a margin for long pauses.
+  const auto one = std::make_shared<Server>();
+  const auto two = std::make_shared<Server>();
+  for (const auto& server : {one, two}) server->describe().infinite_lease = false;
+  one->describe().default_lease = absl::Milliseconds(60);
+  one->describe().lease_margin = absl::Milliseconds(20);
+  two->describe().default_lease = absl::Seconds(30);
+  two->describe().lease_margin = absl::Milliseconds(100);
+  EXPECT_TRUE(NewQuorumBackend({one}).ok());
+  EXPECT_TRUE(NewQuorumBackend({two}).ok());
+  const absl::Status refused = NewQuorumBackend({two, one}).status();
+  EXPECT_EQ(ReasonOf(refused), Reason::kInvalidArgument) << refused;
+  EXPECT_TRUE(absl::StrContains(refused.message(), "protocols[1]") &&
+              absl::StrContains(refused.message(), "default_lease") &&
+              absl::StrContains(refused.message(), "60ms") &&
+              absl::StrContains(refused.message(), "300ms") &&
+              absl::StrContains(refused.message(), "protocols[0]"))
+      << refused;
+  one->describe().default_lease = absl::Milliseconds(300);
+  EXPECT_TRUE(NewQuorumBackend({one, two}).ok());
+  // The longest lease of one bounds the default of the others.
+  one->describe().default_lease = absl::Seconds(30);
+  one->describe().max_lease = absl::Milliseconds(299);
+  const absl::Status too_short = NewQuorumBackend({one, two}).status();
+  EXPECT_EQ(ReasonOf(too_short), Reason::kInvalidArgument) << too_short;
+  EXPECT_TRUE(absl::StrContains(too_short.message(), "max_lease")) << too_short;
+  // Where leases may be infinite, the default is.
+  for (const auto& server : {one, two}) server->describe().infinite_lease = true;
+  EXPECT_TRUE(NewQuorumBackend({one, two}).ok());
+}
+
 TEST(QuorumBackendTest, DoesNotClaimToAnswerAtOnce) {
   // Its servers do; but of two requests that meet, one thread may run both completions.
   Cluster cluster(3);
