@@ -16,6 +16,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/log/log.h"
 #include "absl/random/random.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
@@ -117,6 +118,9 @@ class Core : public Connection::Listener, public std::enable_shared_from_this<Co
   // Repeats a release until `until`, or, having succeeded, `repeats` more times.
   void RetryRelease(size_t connection, ScriptCall script, uint64_t until_ms, int repeats,
                     bool failed);
+  // A request may wait for the end of the recovery without a word (outage_patience), so that nobody
+  // reads what would end it: it is logged, once for each recovery.
+  void WarnOfRecovery(const absl::Status& error, absl::Duration left);
   // `answered`: the server was reached, whether or not its answer was understood.
   void LookSettled(const std::shared_ptr<WatchEntry>& watch,
                    const std::optional<WatchAnswer>& answer, bool answered);
@@ -205,6 +209,7 @@ class Core : public Connection::Listener, public std::enable_shared_from_this<Co
   absl::flat_hash_map<AcquisitionId, uint64_t> suspects_;         // Until when.
   std::atomic<bool> has_suspects_ = false;                        // Read by all.
   std::vector<Retry> retries_;
+  uint64_t warned_until_ms_ = 0;  // The end of the recovery that was logged last.
   absl::BitGen random_;
 };
 
@@ -300,13 +305,15 @@ class ObtainCall final : public ScriptedCall {
     }
     if (const Recovering* const recovering = std::get_if<Recovering>(&*answer)) {
       core_.ObtainRefused(acquisition_);
-      return done_(BackendUnavailableError(absl::StrCat(
+      absl::Status error = BackendUnavailableError(absl::StrCat(
           core_.shown_address(),
           ": recovering: the server was found without its marker key, so it is new or has lost "
           "its data, and leases may be out that it does not know. It grants again in ",
           absl::FormatDuration(absl::Ceil(recovering->left, absl::Milliseconds(1))),
           ". If it is known to be new, connect to it with RedisBackendOptions::new_server: that "
-          "ends the recovery at once")));
+          "ends the recovery at once"));
+      core_.WarnOfRecovery(error, recovering->left);
+      return done_(std::move(error));
     }
     ObtainReply& reply = std::get<ObtainReply>(*answer);
     reply.hint = reply.token;
@@ -835,6 +842,14 @@ void Core::OnRetryTimer() {
                                                   retry.connection, retry.until_ms, retry.repeats,
                                                   nullptr));
   }
+}
+
+void Core::WarnOfRecovery(const absl::Status& error, absl::Duration left) {
+  constexpr uint64_t kSameMs = 1000;  // The answers of one recovery name its end to within this.
+  const uint64_t end = NowMs() + static_cast<uint64_t>(absl::ToInt64Milliseconds(left));
+  if (end <= warned_until_ms_ + kSameMs) return;
+  warned_until_ms_ = end;
+  LOG(WARNING) << "latchkey: " << error.message();
 }
 
 // ---- The core: watches -------------------------------------------------------------------------

@@ -72,7 +72,8 @@ struct RedisBackendOptions {
   // recovers. Otherwise a server without our marker key counts as one that lost its data, and
   // grants nothing until every lease that may still be out there is over, and its clock is past
   // every token that was given (max_lease + 20 s). As one of a quorum it grants after max_lease, if
-  // a majority of the others says which tokens were given.
+  // a majority of the others says which tokens were given. The backend logs a warning about each
+  // such recovery that it meets.
   bool new_server = false;
 
   // At most how far apart the clocks of the servers of a quorum are. It counts only after a loss of
@@ -112,8 +113,8 @@ struct RedisBackendOptions {
 // Thread safety of the backend: as LockingProtocol; events run on its I/O thread, and so do
 // completions, but for those that a thread inside a blocking call reads (core/blocked_thread.h):
 // its own, and others that come along. It reconnects by itself, also to a server that has refused
-// it. Releases that fail are repeated in the background until max_lease is over, unless the server
-// refuses them. Do not use it in a child made by fork().
+// it. It repeats releases that fail in the background until max_lease is over, unless the server
+// has answered them with a refusal. Do not use it in a child made by fork().
 absl::StatusOr<std::shared_ptr<LockingProtocol>> ConnectRedisBackend(RedisBackendOptions options);
 
 }  // namespace latchkey

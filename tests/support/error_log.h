@@ -1,8 +1,9 @@
-// ErrorLog keeps what the library logs as an error while it lives.
+// ErrorLog keeps what the library logs as an error, or with another severity, while it lives.
 //
 //   ErrorLog errors;
 //   ... something throws ...
 //   EXPECT_THAT(errors.lines(), ElementsAre(HasSubstr("'orders/42'")));
+//   ErrorLog warnings(absl::LogSeverity::kWarning);
 //
 // Thread safety: all methods may be called from any thread.
 #ifndef LATCHKEY_TESTS_SUPPORT_ERROR_LOG_H_
@@ -22,7 +23,9 @@ namespace latchkey {
 
 class ErrorLog : private absl::LogSink {
  public:
-  ErrorLog() { absl::AddLogSink(this); }
+  explicit ErrorLog(absl::LogSeverity severity = absl::LogSeverity::kError) : severity_(severity) {
+    absl::AddLogSink(this);
+  }
   ~ErrorLog() override { absl::RemoveLogSink(this); }
   ErrorLog(const ErrorLog&) = delete;
   ErrorLog& operator=(const ErrorLog&) = delete;
@@ -34,11 +37,12 @@ class ErrorLog : private absl::LogSink {
 
  private:
   void Send(const absl::LogEntry& entry) override {
-    if (entry.log_severity() != absl::LogSeverity::kError) return;
+    if (entry.log_severity() != severity_) return;
     absl::MutexLock lock(&mu_);
     lines_.emplace_back(entry.text_message());
   }
 
+  const absl::LogSeverity severity_;
   mutable absl::Mutex mu_;
   std::vector<std::string> lines_ ABSL_GUARDED_BY(mu_);
 };

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/log_severity.h"
 #include "absl/functional/function_ref.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -23,6 +24,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/tests/support/await.h"
+#include "latchkey/tests/support/error_log.h"
 #include "latchkey/tests/support/redis_server.h"
 #include "latchkey/tests/support/tcp_proxy.h"
 
@@ -869,16 +871,23 @@ TEST(RedisBackendTest, FlushedDataUnderAHeldLockIsALossAndThenARecovery) {
 
 TEST(RedisBackendTest, ANewServerThatNobodyVouchesForRecoversFirst) {
   RedisServer server;
+  const ErrorLog warnings(absl::LogSeverity::kWarning);
   const Backend backend = Connect(RedisBackendOptions{.url = server.url()});
   const auto reply = Obtain(*backend, Request(AcquisitionId::Next()));
   EXPECT_TRUE(absl::StrContains(reply.status().message(), "recovering")) << reply.status();
   EXPECT_TRUE(absl::StrContains(reply.status().message(), "new_server")) << reply.status();
+  // A request that waits for its end does not show it, so it is logged, too; once.
+  EXPECT_FALSE(Obtain(*backend, Request(AcquisitionId::Next())).ok());
+  ASSERT_EQ(warnings.lines().size(), 1u);
+  EXPECT_TRUE(absl::StrContains(warnings.lines()[0], reply.status().message()))
+      << warnings.lines()[0];
   // What the message says helps, to all who use the server.
   const Backend vouches = Connect(OptionsFor(server.url()));
   EXPECT_EQ(OutcomeOf(Obtain(*vouches, Request(AcquisitionId::Next()))), ObtainOutcome::kObtained);
   ObtainRequest other = Request(AcquisitionId::Next());
   other.resource = "other";
   EXPECT_EQ(OutcomeOf(Obtain(*backend, other)), ObtainOutcome::kObtained);
+  EXPECT_EQ(warnings.lines().size(), 1u);
 }
 
 TEST(RedisBackendTest, NoConnectionAsksANewServerBeforeItWasVouchedFor) {

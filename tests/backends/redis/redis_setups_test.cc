@@ -14,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/backends/redis/redis_backend.h"
@@ -163,6 +164,39 @@ TEST(RedisSetupsTest, AWrongUserIsToldAndNeitherNameNorPasswordIsShown) {
   EXPECT_TRUE(absl::StrContains(wrong.message(), "refuses the login")) << wrong;
   EXPECT_FALSE(absl::StrContains(wrong.message(), "mallory")) << wrong;
   EXPECT_FALSE(absl::StrContains(wrong.message(), "PASSWORD")) << wrong;
+}
+
+TEST(RedisSetupsTest, AReleaseThatFoundNoLoginIsRepeatedWhenItIsMendedAndARefusedOneIsNot) {
+  RedisServer server({.tcp = true});
+  SetUser(server);
+  RedisBackendOptions options{.url = UrlOf(server, "latchkey:PASSWORD@"),
+                              .max_reconnect_delay = absl::Milliseconds(50),
+                              .new_server = true,
+                              .max_lease = absl::Hours(1),
+                              .default_lease = absl::Hours(1)};
+  absl::StatusOr<LockManager> locks = Connect(options);
+  options.url = UrlOf(server);
+  absl::StatusOr<LockManager> others = Connect(options);
+  ASSERT_TRUE(locks.ok() && others.ok()) << locks.status() << others.status();
+  absl::StatusOr<Lock> no_permission = locks->Acquire("permission");
+  absl::StatusOr<Lock> no_login = locks->Acquire("login");
+  ASSERT_TRUE(no_permission.ok() && no_login.ok());
+
+  ASSERT_EQ(server.Command({"ACL", "SETUSER", "latchkey", "-hset"}), "OK");
+  EXPECT_EQ(ReasonOf(no_permission->Release()), Reason::kBackendRefused);
+  ASSERT_EQ(server.Command({"ACL", "SETUSER", "latchkey", "+hset", "off"}), "OK");
+  server.Command({"CLIENT", "KILL", "USER", "latchkey"});
+  const absl::Time start = absl::Now();
+  while (ReasonOf(locks->TryAcquire("another").status()) != Reason::kBackendRefused) {
+    ASSERT_LT(absl::Now() - start, kHangGuard);
+  }
+  EXPECT_EQ(ReasonOf(no_login->Release()), Reason::kBackendRefused);
+  EXPECT_EQ(ReasonOf(others->TryAcquire("login").status()), Reason::kHeldByOther);
+
+  ASSERT_EQ(server.Command({"ACL", "SETUSER", "latchkey", "on"}), "OK");
+  const absl::Status freed = others->Acquire("login", {.acquire_timeout = kHangGuard}).status();
+  EXPECT_TRUE(freed.ok()) << freed;
+  EXPECT_EQ(ReasonOf(others->TryAcquire("permission").status()), Reason::kHeldByOther);
 }
 
 TEST(RedisSetupsTest, ADatabaseThatTheServerDoesNotHaveIsTold) {
