@@ -1,9 +1,9 @@
 // The office lights: three tasks, each a real thread, that want the same lights with different
 // urgency.
 //
-//   save energy       priority 0    switches lights off when it can, and yields whenever it is
-//   asked to motion detected   priority 100  takes the lights from it, but enters only after it has
-//   yielded security          priority 200  wants the kitchen and the bedroom light, both at once
+//   save energy       priority 0    switches lights off when it can, and yields when it is asked to
+//   motion detected   priority 100  takes the light from it, but enters only after it has yielded
+//   security          priority 200  wants the kitchen and the bedroom light, both at once
 //
 // Run it with:  ./bazelw run //examples:office_lights
 #include <chrono>
