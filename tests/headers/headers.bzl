@@ -8,12 +8,16 @@ _LEVELS = ["-O0", "-O1", "-O2", "-O3"]
 # A sanitizer makes g++ 12 see uninitialised reads where there are none.
 _TAGS = ["unsanitized"]
 
-def headers_alone(name, headers):
-    """Each header alone: once with the rest of the build, and at every level by hand.
+def _tags(level, by_default):
+    return _TAGS + ([] if level in by_default else ["manual"])
+
+def headers_alone(name, headers, public_headers):
+    """Each header alone: at -O0 with the rest of the build, and at every level in a group.
 
     Args:
       name: of the group that has all levels.
       headers: dictionary from a header, as it is included, to its target.
+      public_headers: the files that have to be in there.
     """
     all_levels = []
     for header, target in headers.items():
@@ -31,7 +35,7 @@ def headers_alone(name, headers):
                 testonly = True,
                 srcs = [stub + ".cc"],
                 copts = _WARNINGS + [level],
-                tags = _TAGS + ([] if level == "-O0" else ["manual"]),
+                tags = _tags(level, ["-O0"]),
                 deps = [target],
             )
             all_levels.append(library)
@@ -48,19 +52,33 @@ def headers_alone(name, headers):
         size = "small",
         srcs = ["every_header.sh"],
         args = sorted(headers.keys()),
-        data = [
-            "//core:public_headers",
-            "//core/policy:public_headers",
-        ],
+        data = public_headers,
     )
 
-def program_at_every_level(name, srcs, deps):
+def program_at_every_level(name, srcs, deps, by_default = _LEVELS):
+    """A program, as a test for each level.
+
+    Args:
+      name: of the group that has all levels.
+      srcs: its sources.
+      deps: its dependencies.
+      by_default: the levels that are built with the rest of the build.
+    """
+    all_levels = []
     for level in _LEVELS:
+        test = name + level.replace("-", "_") + "_test"
         cc_test(
-            name = name + level.replace("-", "_") + "_test",
+            name = test,
             size = "small",
             srcs = srcs,
             copts = _WARNINGS + [level],
-            tags = _TAGS,
+            tags = _tags(level, by_default),
             deps = deps,
         )
+        all_levels.append(test)
+    native.filegroup(
+        name = name,
+        testonly = True,
+        srcs = all_levels,
+        tags = ["manual"],
+    )
