@@ -31,13 +31,13 @@ AcquireOptions WithoutOwner(const CoAcquireOptions& from) {
 
 }  // namespace
 
-AcquireOptions CoAcquireOptions::Copy() const {
+AcquireOptions CoAcquireOptions::Copy() const&& {
   AcquireOptions options = WithoutOwner(*this);
   options.owner = std::string(owner.view());
   return options;
 }
 
-LockAwaiter::LockAwaiter(internal::ManagerCore* core, BorrowedName<ResourceName> resource,
+LockAwaiter::LockAwaiter(internal::ManagerCore* core, const BorrowedName<ResourceName>& resource,
                          const CoAcquireOptions& options)
     : core_(core), copied_(WithoutOwner(options)) {
   SetName(resource);
@@ -48,7 +48,7 @@ LockAwaiter::LockAwaiter(internal::ManagerCore* core, BorrowedName<ResourceName>
   }
 }
 
-LockAwaiter::LockAwaiter(internal::ManagerCore* core, BorrowedName<ResourceName> resource,
+LockAwaiter::LockAwaiter(internal::ManagerCore* core, const BorrowedName<ResourceName>& resource,
                          const AcquireOptions* options)
     : core_(core), options_(options) {
   SetName(resource);

@@ -69,6 +69,9 @@ struct SetWait;
 struct Waiter;
 }  // namespace internal
 
+// What follows borrows for one expression: it is made where it is passed, and neither copied nor
+// moved, since what it borrows may be a temporary of that expression.
+
 // A value of type T that is somewhere else: made from anything that converts to T, and copied from
 // there when it is wanted, which must be before the expression ends.
 template <typename T>
@@ -76,6 +79,8 @@ class Borrowed {
  public:
   // A T made from no arguments.
   constexpr Borrowed() = default;
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
   template <typename From>
   requires(std::convertible_to<const From&, T> && !std::same_as<From, Borrowed>)
       // NOLINTNEXTLINE(google-explicit-constructor): it stands for the value.
@@ -95,6 +100,8 @@ template <typename View>
 class BorrowedName {
  public:
   constexpr BorrowedName() = default;
+  BorrowedName(const BorrowedName&) = delete;
+  BorrowedName& operator=(const BorrowedName&) = delete;
   // NOLINTBEGIN(google-explicit-constructor): it stands for the name.
   constexpr BorrowedName(const char* name ABSL_ATTRIBUTE_LIFETIME_BOUND) : view_(name) {}
   constexpr BorrowedName(std::string_view name ABSL_ATTRIBUTE_LIFETIME_BOUND) : view_(name) {}
@@ -122,7 +129,11 @@ class BorrowedName {
 //
 // It exists because g++ 12 breaks aggregates in `co_await` expressions whose members have
 // destructors: it copies them byte by byte, and destroys both copies. Members without destructors
-// are safe; the assertion below keeps them so. A named AcquireOptions may be passed as well.
+// are safe; the assertion below keeps them so.
+//
+// Write the braces where the options are passed: one that has a name, or comes from a function, may
+// borrow what is gone by then, and does not compile there. What is to have a name is an
+// AcquireOptions.
 struct CoAcquireOptions {
   BorrowedName<std::string_view> owner = {};
   Priority priority = 0;
@@ -143,16 +154,25 @@ struct CoAcquireOptions {
   Borrowed<std::shared_ptr<const RetryPolicy>> retry = {};
 
   // The same as AcquireOptions.
-  AcquireOptions Copy() const;
+  AcquireOptions Copy() const&&;
 };
 static_assert(std::is_trivially_destructible_v<CoAcquireOptions> &&
-              std::is_trivially_copy_constructible_v<CoAcquireOptions>);
+              !std::is_move_constructible_v<CoAcquireOptions>);
+
+namespace internal {
+
+template <typename T>
+concept AnyCoAcquireOptions = std::same_as<std::remove_cvref_t<T>, CoAcquireOptions>;
+
+}  // namespace internal
 
 // The names for CoAcquireAll, borrowed: up to 16 written in braces, or a vector.
 class CoResources {
  public:
   static constexpr size_t kMost = 16;
 
+  CoResources(const CoResources&) = delete;
+  CoResources& operator=(const CoResources&) = delete;
   template <typename... Names>
   requires(sizeof...(Names) > 0 && (std::convertible_to<const Names&, std::string_view> && ...))
       // NOLINTNEXTLINE(google-explicit-constructor): it stands for the names.
@@ -265,11 +285,9 @@ using NothingForVoid = std::conditional_t<std::is_void_v<T>, Nothing, T>;
 class [[nodiscard]] LockAwaiter {
  public:
   // A null core is that of a manager which was moved from.
-  LockAwaiter(internal::ManagerCore* core,
-              BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
+  LockAwaiter(internal::ManagerCore* core, const BorrowedName<ResourceName>& resource,
               const CoAcquireOptions& options);
-  LockAwaiter(internal::ManagerCore* core,
-              BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
+  LockAwaiter(internal::ManagerCore* core, const BorrowedName<ResourceName>& resource,
               const AcquireOptions* options ABSL_ATTRIBUTE_LIFETIME_BOUND);
   // Before it is awaited only.
   LockAwaiter(LockAwaiter&& other) noexcept;

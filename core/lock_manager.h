@@ -173,27 +173,31 @@ class LockManager {
                        AcquireAllCallback done);
 
   // `co_await locks.CoAcquire(...)` waits for the lock in a coroutine of any type; see coroutine.h.
+  // The options are written in braces, or are a named AcquireOptions, which must outlive the wait.
   // Errors: as Acquire. Resumes on the executor, or goes on at once if the lock is free.
   LockAwaiter CoAcquire(BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
-                        const CoAcquireOptions& options = {}) ABSL_ATTRIBUTE_LIFETIME_BOUND {
+                        const CoAcquireOptions&& options = {}) ABSL_ATTRIBUTE_LIFETIME_BOUND {
     return LockAwaiter(core_, resource, options);
   }
-  // The same with named options, which must outlive the wait. A temporary AcquireOptions in a
-  // co_await expression would not survive g++ 12: write the braces alone, or give it a name.
   template <std::same_as<AcquireOptions> Options>
   LockAwaiter CoAcquire(BorrowedName<ResourceName> resource ABSL_ATTRIBUTE_LIFETIME_BOUND,
                         const Options& options ABSL_ATTRIBUTE_LIFETIME_BOUND)
       ABSL_ATTRIBUTE_LIFETIME_BOUND {
     return LockAwaiter(core_, resource, &options);
   }
+  // A temporary AcquireOptions in a co_await expression would not survive g++ 12, and
+  // CoAcquireOptions that were made elsewhere may borrow what is gone: write the braces alone, or
+  // give an AcquireOptions a name.
   template <std::same_as<AcquireOptions> Options>
   LockAwaiter CoAcquire(BorrowedName<ResourceName> resource, const Options&& options) = delete;
+  template <internal::AnyCoAcquireOptions Options>
+  LockAwaiter CoAcquire(BorrowedName<ResourceName> resource, Options&& options) = delete;
 
   // `co_await locks.CoAcquireAll({"kitchen light", "bedroom light"}, {.priority = 100})`: all of
   // them or none. Errors: as AcquireAll.
   LockSetAwaiter CoAcquireAll(CoResources resources,
-                              const CoAcquireOptions& options = {}) ABSL_ATTRIBUTE_LIFETIME_BOUND {
-    return LockSetAwaiter(core_, resources.Copy(), options.Copy());
+                              const CoAcquireOptions&& options = {}) ABSL_ATTRIBUTE_LIFETIME_BOUND {
+    return LockSetAwaiter(core_, resources.Copy(), std::move(options).Copy());
   }
   template <std::same_as<AcquireOptions> Options>
   LockSetAwaiter CoAcquireAll(CoResources resources,
@@ -202,6 +206,8 @@ class LockManager {
   }
   template <std::same_as<AcquireOptions> Options>
   LockSetAwaiter CoAcquireAll(CoResources resources, const Options&& options) = delete;
+  template <internal::AnyCoAcquireOptions Options>
+  LockSetAwaiter CoAcquireAll(CoResources resources, Options&& options) = delete;
 
   // Runs `body(LockContext&)` under the lock, on the calling thread, and returns what it returns:
   // absl::Status or absl::StatusOr<T>. A finite lease is renewed until it returns (unless

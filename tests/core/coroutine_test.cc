@@ -10,7 +10,9 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -219,6 +221,49 @@ TEST_F(CoroutineTest, AnAwaiterThatIsKeptOwnsWhatWasATemporary) {
   EXPECT_FALSE(locks_.IsBusy());
 }
 
+// Options for coroutines are written in braces, or have a name and the type AcquireOptions. What is
+// of another kind may borrow what is gone, or would not survive g++ 12, so it does not compile.
+template <typename Options>
+concept LocksOneWith = requires(LockManager& locks, Options&& options) {
+  locks.CoAcquire("a", std::forward<Options>(options));
+};
+template <typename Options>
+concept LocksSeveralWith = requires(LockManager& locks, Options&& options) {
+  locks.CoAcquireAll({"a", "b"}, std::forward<Options>(options));
+};
+template <typename Options>
+concept LocksWith = LocksOneWith<Options> || LocksSeveralWith<Options>;
+static_assert(LocksOneWith<AcquireOptions&> && LocksOneWith<const AcquireOptions&>);
+static_assert(LocksSeveralWith<AcquireOptions&> && LocksSeveralWith<const AcquireOptions&>);
+static_assert(!LocksWith<AcquireOptions> && !LocksWith<const AcquireOptions>);
+static_assert(!LocksWith<CoAcquireOptions&> && !LocksWith<const CoAcquireOptions&>);
+static_assert(!LocksWith<CoAcquireOptions>, "moved, or made by a function");
+
+// The same of names.
+template <typename Name>
+concept Locks = requires(LockManager& locks, Name&& name) {
+  locks.CoAcquire(std::forward<Name>(name));
+};
+template <typename Names>
+concept LocksAll = requires(LockManager& locks, Names&& names) {
+  locks.CoAcquireAll(std::forward<Names>(names));
+};
+static_assert(Locks<const char*> && Locks<std::string_view> && Locks<ResourceName&>);
+static_assert(Locks<std::string> && Locks<std::string&> && Locks<const std::string&>);
+static_assert(!Locks<BorrowedName<ResourceName>&> && !Locks<const BorrowedName<ResourceName>&>);
+static_assert(LocksAll<std::vector<std::string>&> && LocksAll<const std::vector<std::string>&>);
+static_assert(!LocksAll<CoResources&> && !LocksAll<const CoResources&>);
+
+// What borrows cannot be kept by copying it.
+template <typename T>
+constexpr bool kStaysWhereItIs =
+    std::is_trivially_destructible_v<T> && !std::is_copy_constructible_v<T> &&
+    !std::is_move_constructible_v<T> && !std::is_copy_assignable_v<T> &&
+    !std::is_move_assignable_v<T>;
+static_assert(kStaysWhereItIs<CoAcquireOptions> && kStaysWhereItIs<CoResources>);
+static_assert(kStaysWhereItIs<Borrowed<std::stop_token>>);
+static_assert(kStaysWhereItIs<BorrowedName<ResourceName>>);
+
 TEST_F(CoroutineTest, AnInterestInAKeptAwaiterThatWaitsEndsWithIt) {
   absl::StatusOr<Lock> holder = locks_.Acquire("orders/42");
   const auto body = [&]() -> Task {
@@ -259,24 +304,24 @@ TEST_F(CoroutineTest, EveryOptionReachesTheRequest) {
   const auto admission = LimitPending();
   const auto preemption = PreemptLower();
   const auto retry = FixedDelay(absl::Seconds(1));
-  const CoAcquireOptions borrowed = {.owner = "o",
-                                     .priority = 1,
-                                     .preemptible = false,
-                                     .lease = absl::Seconds(2),
-                                     .auto_renew = true,
-                                     .max_hold = absl::Seconds(3),
-                                     .preemption_grace = absl::Seconds(4),
-                                     .acquire_timeout = absl::Seconds(5),
-                                     .outage_patience = absl::Seconds(9),
-                                     .max_attempts = 6,
-                                     .skip_queue = true,
-                                     .cancel = stop,
-                                     .max_execution_time = absl::Seconds(7),
-                                     .max_occupation_time = absl::Seconds(8),
-                                     .admission = admission,
-                                     .preemption = preemption,
-                                     .retry = retry};
-  const AcquireOptions copy = borrowed.Copy();
+  const AcquireOptions copy = CoAcquireOptions{.owner = "o",
+                                               .priority = 1,
+                                               .preemptible = false,
+                                               .lease = absl::Seconds(2),
+                                               .auto_renew = true,
+                                               .max_hold = absl::Seconds(3),
+                                               .preemption_grace = absl::Seconds(4),
+                                               .acquire_timeout = absl::Seconds(5),
+                                               .outage_patience = absl::Seconds(9),
+                                               .max_attempts = 6,
+                                               .skip_queue = true,
+                                               .cancel = stop,
+                                               .max_execution_time = absl::Seconds(7),
+                                               .max_occupation_time = absl::Seconds(8),
+                                               .admission = admission,
+                                               .preemption = preemption,
+                                               .retry = retry}
+                                  .Copy();
   EXPECT_EQ(copy.owner, "o");
   EXPECT_EQ(copy.priority, 1);
   EXPECT_FALSE(copy.preemptible);
