@@ -57,10 +57,11 @@ LockAwaiter::LockAwaiter(internal::ManagerCore* core, const BorrowedName<Resourc
 LockAwaiter::LockAwaiter(LockAwaiter&& other) noexcept
     : core_(other.core_),
       name_(std::move(other.name_)),
-      resource_(std::exchange(other.resource_, {})),
+      resource_(other.resource_),
       copied_(std::move(other.copied_)),
       owner_(other.owner_),
       options_(other.options_),
+      moved_from_(std::exchange(other.moved_from_, true)),
       result_(std::move(other.result_)),
       wait_(std::move(other.wait_)),
       waiter_(std::exchange(other.waiter_, nullptr)) {
@@ -75,8 +76,9 @@ void LockAwaiter::SetName(const BorrowedName<ResourceName>& resource) {
 }
 
 bool LockAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
-  if (core_ == nullptr) {
-    result_ = internal::MovedFromError("CoAcquire()");
+  if (core_ == nullptr || moved_from_) {
+    result_ = moved_from_ ? MakeError(Reason::kMovedFrom, internal::kAwaiterMovedFrom)
+                          : internal::MovedFromError("CoAcquire()");
     return false;
   }
   const AcquireOptions& options = options_ != nullptr ? *options_ : copied_;

@@ -313,6 +313,7 @@ class [[nodiscard]] LockAwaiter {
   AcquireOptions copied_;
   std::string_view owner_;  // Borrowed; if not empty, instead of that of `copied_`.
   const AcquireOptions* options_ = nullptr;  // If not null, instead of both.
+  bool moved_from_ = false;
   std::optional<absl::StatusOr<Lock>> result_;
   // The wait, if there is one. The waiter keeps the manager's core alive.
   internal::RefPtr<Wait> wait_;

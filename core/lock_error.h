@@ -38,7 +38,8 @@ enum class Reason {
   kWouldBlock,          // kFailedPrecondition: a blocking call inside a callback of the library.
   kNotHeld,             // kFailedPrecondition: the lock is empty or was already released.
   kException,           // kInternal: a body, a policy or other code of the user's threw.
-  kMovedFrom,           // kFailedPrecondition: the lock manager, or the awaiter, was moved from.
+  kMovedFrom,           // kFailedPrecondition: the lock manager was moved from, or the awaiter of a
+                        // lock or a set was, before it was awaited.
 };
 
 // The reason's name, as in the enum without the "k": "AcquireTimeout".

@@ -169,7 +169,12 @@ TEST_F(MisuseTest, AHandleOrALockerThatIsMovedFromIsAnotherOfTheSame) {
 TEST_F(MisuseTest, AnAwaiterThatWasMovedFromLocksNothing) {
   std::vector<absl::Status> told;
   [](LockManager& locks, std::vector<absl::Status>& told) -> Task {
-    auto one = locks.CoAcquire("a" + std::string(100, 'x'));
+    const std::string named = "b" + std::string(100, 'x');
+    auto temporary = locks.CoAcquire("a" + std::string(100, 'x'));
+    auto moved_temporary = std::move(temporary);
+    told.push_back((co_await std::move(temporary)).status());
+    told.push_back((co_await std::move(moved_temporary)).status());
+    auto one = locks.CoAcquire(named);
     auto moved = std::move(one);
     told.push_back((co_await std::move(one)).status());
     told.push_back((co_await std::move(moved)).status());
@@ -178,11 +183,37 @@ TEST_F(MisuseTest, AnAwaiterThatWasMovedFromLocksNothing) {
     told.push_back((co_await std::move(all)).status());
     told.push_back((co_await std::move(moved_all)).status());
   }(locks_, told);
-  ASSERT_EQ(told.size(), 4u);
-  EXPECT_EQ(ReasonOf(told[0]), Reason::kInvalidArgument);
-  EXPECT_TRUE(told[1].ok());
-  EXPECT_EQ(ReasonOf(told[2]), Reason::kMovedFrom);
-  EXPECT_TRUE(told[3].ok());
+  ASSERT_EQ(told.size(), 6u);
+  for (size_t i = 0; i < told.size(); i += 2) {
+    ExpectMovedFrom(told[i], "an awaiter was awaited after it was moved from");
+    EXPECT_TRUE(told[i + 1].ok()) << told[i + 1];
+  }
+  ExpectNothingLeft();
+}
+
+TEST_F(MisuseDeathTest, AnAwaiterThatIsMovedWhileItIsAwaitedEndsTheProcess) {
+  constexpr char kMessage[] = "an awaiter was awaited after it was moved from, or moved while";
+  const auto move_while_awaited = [](auto ask, auto end_it) {
+    using Awaiter = decltype(ask());
+    Awaiter* awaited = nullptr;
+    [&]() -> Task {
+      Awaiter awaiter = ask();
+      awaited = &awaiter;
+      static_cast<void>(co_await awaiter);
+    }();
+    const Awaiter moved = std::move(*awaited);
+    end_it();
+  };
+  absl::StatusOr<Lock> holder = locks_.Acquire("a");
+  const auto release = [&] { holder->Release().IgnoreError(); };
+  const auto one = [&] { return locks_.CoAcquire("a"); };
+  EXPECT_DEATH(move_while_awaited(one, release), kMessage);
+  const auto both = [&] { return locks_.CoAcquireAll({"a", "b"}); };
+  EXPECT_DEATH(move_while_awaited(both, release), kMessage);
+  std::optional<Completion<int>> done;
+  const auto start = [&](Completion<int> call) { done.emplace(std::move(call)); };
+  const auto answer = [&] { return AwaitCallback<int>(start); };
+  EXPECT_DEATH(move_while_awaited(answer, [&] { (*done)(1); }), kMessage);
 }
 
 TEST_F(MisuseDeathTest, AnAwaiterOfACallbackThatWasMovedFromEndsTheProcess) {
