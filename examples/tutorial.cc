@@ -79,6 +79,8 @@ bool Fencing(LockManager& locks) {
   const bool accepted = account.Set(1, quick->fencing_token());
   const bool refused = !account.Set(2, slow->fencing_token());  // An old token.
   // [fencing]
+  std::cout << "the quick one's write is " << (accepted ? "accepted" : "refused")
+            << ", the slow one's is " << (refused ? "refused" : "accepted") << "\n";
   return accepted && refused && account.balance == 1;
 }
 
@@ -133,8 +135,10 @@ bool Coroutine(LockManager& locks) {
   if (!lock.ok()) return false;
   AddInterest(locks, account, done);  // Waits, without a thread.
   const bool waited = !done.HasBeenNotified();
+  std::cout << "the coroutine " << (waited ? "waits" : "does not wait") << "\n";
   lock->ReleaseAsync();
   done.WaitForNotification();
+  std::cout << "it has added its interest: " << account.balance << "\n";
   return waited && account.balance == 105;
 }
 
@@ -179,13 +183,21 @@ int Main(std::string_view only) {
       {"transaction", TransactionStep},
   };
   int failures = 0;
+  int steps_taken = 0;
   for (const auto& [name, step] : steps) {
     if (!only.empty() && only != name) continue;
+    ++steps_taken;
     std::cout << "-- " << name << "\n";
     if (!step(*locks)) {
       std::cout << "   went wrong\n";
       ++failures;
     }
+  }
+  if (steps_taken == 0) {
+    std::cerr << "there is no step '" << only << "', but:";
+    for (const auto& [name, step] : steps) std::cerr << " " << name;
+    std::cerr << "\n";
+    return 1;
   }
   return failures;
 }
