@@ -59,7 +59,17 @@ absl::AnyInvocable<void(absl::Status)> ToldBy(std::string_view where, internal::
                                               absl::AnyInvocable<void(absl::Status)> done) {
   if (done == nullptr) return [](const absl::Status&) {};
   // By then the backend may have forgotten the name.
-  return [where, core = hold.core(), name = hold.KnownName(),
+  std::string name = hold.KnownName();
+  if (name.empty()) {
+    return [what = absl::StrCat(where, " of ", hold.NameForMessage()), core = hold.core(),
+            done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
+      core->RunUser(
+          [what = std::move(what), done = std::move(done), status = std::move(status)]() mutable {
+            internal::RunContained(what, "", [&] { done(std::move(status)); });
+          });
+    };
+  }
+  return [where, core = hold.core(), name = std::move(name),
           done = internal::WithOwner(std::move(done))](absl::Status status) mutable {
     core->CallUser(where, name, [done = std::move(done), status = std::move(status)]() mutable {
       done(std::move(status));

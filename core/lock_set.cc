@@ -372,8 +372,11 @@ void LockSet::ReleaseAsync(absl::AnyInvocable<void(absl::Status)> done) {
   if (size() == 0 || rep_->released) {
     if (done == nullptr) return;
     absl::Status status = Release();
-    internal::RunContained("the callback of LockSet::ReleaseAsync()", "",
-                           [&] { done(std::move(status)); });
+    internal::RunContained(
+        [names = NamesForMessage()] {
+          return absl::StrCat("the callback of ReleaseAsync() of ", names);
+        },
+        [&] { done(std::move(status)); });
     return;
   }
   rep_->released = true;

@@ -802,25 +802,16 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
 
 absl::StatusOr<LockSet> ManagerCore::AcquireAll(std::vector<LockRequest> requests,
                                                 LockOrder order) {
-  absl::StatusOr<RefPtr<SetRequest>> request =
-      SetRequest::Create(*this, std::move(requests), order);
-  if (!request.ok()) return request.status();
-  if (CallbackScope::Active()) return WouldBlockError("AcquireAll()", (*request)->Names());
-  return (*request)->Wait();
+  const RefPtr<SetRequest> request = SetRequest::New(*this, std::move(requests), order);
+  if (absl::Status bad = request->Check(); !bad.ok()) return bad;
+  if (CallbackScope::Active()) return WouldBlockError("AcquireAll()", request->Names());
+  return request->Wait();
 }
 
 void ManagerCore::AcquireAllAsync(std::vector<LockRequest> requests, LockOrder order,
                                   AcquireAllCallback done) {
   if (done == nullptr) done = [](const absl::StatusOr<LockSet>&) {};
-  absl::StatusOr<RefPtr<SetRequest>> request =
-      SetRequest::Create(*this, std::move(requests), order);
-  if (request.ok()) {
-    (*request)->Start(WithOwner(std::move(done)));
-    return;
-  }
-  // The error names what there is to name.
-  CallUser("the callback of a request for a set of locks", "",
-           [done = std::move(done), bad = request.status()]() mutable { done(std::move(bad)); });
+  SetRequest::New(*this, std::move(requests), order)->Start(WithOwner(std::move(done)));
 }
 
 bool ManagerCore::AddSetRequest(SetRequest* request) {

@@ -36,9 +36,9 @@ bool IsOfManager(Reason reason) {
 }
 
 }  // namespace
-absl::StatusOr<RefPtr<SetRequest>> SetRequest::Create(ManagerCore& core,
-                                                      std::vector<LockRequest> requests,
-                                                      LockOrder order) {
+
+RefPtr<SetRequest> SetRequest::New(ManagerCore& core, std::vector<LockRequest> requests,
+                                   LockOrder order) {
   if (order == LockOrder::kSorted) {
     std::stable_sort(
         requests.begin(), requests.end(),
@@ -66,11 +66,16 @@ absl::StatusOr<RefPtr<SetRequest>> SetRequest::Create(ManagerCore& core,
     member->options = std::move(request.options);
     seen[member->resource] = member.get();
   }
-  for (const std::unique_ptr<Member>& member : members) {
-    absl::Status bad = core.MakePlan(ResourceName(member->resource), member->options, member->plan);
+  return RefPtr<SetRequest>::Adopt(new SetRequest(core, std::move(members)));
+}
+
+absl::Status SetRequest::Check() {
+  for (const std::unique_ptr<Member>& member : members_) {
+    absl::Status bad =
+        core_.MakePlan(ResourceName(member->resource), member->options, member->plan);
     if (!bad.ok()) return bad;
   }
-  return RefPtr<SetRequest>::Adopt(new SetRequest(core, std::move(members)));
+  return absl::OkStatus();
 }
 
 SetRequest::SetRequest(ManagerCore& core, std::vector<std::unique_ptr<Member>> members)
@@ -116,6 +121,10 @@ absl::StatusOr<LockSet> SetRequest::Wait() {
 
 void SetRequest::Start(AcquireAllCallback done) {
   done_ = std::move(done);
+  if (absl::Status bad = Check(); !bad.ok()) {
+    Finish(std::move(bad));
+    return;
+  }
   {
     absl::MutexLock lock(&mu_);
     scheduled_ = true;

@@ -46,12 +46,14 @@ namespace latchkey::internal {
 
 class SetRequest : public RefCounted<SetRequest> {
  public:
-  // Checks everything; sorts, and drops duplicates.
-  static absl::StatusOr<RefPtr<SetRequest>> Create(ManagerCore& core,
-                                                   std::vector<LockRequest> requests,
-                                                   LockOrder order);
+  // Sorts, and drops duplicates.
+  static RefPtr<SetRequest> New(ManagerCore& core, std::vector<LockRequest> requests,
+                                LockOrder order);
 
+  // Of all options. First of all.
+  absl::Status Check();
   absl::StatusOr<LockSet> Wait();
+  // Checks them, too.
   void Start(AcquireAllCallback done);
   // The manager is being destroyed.
   void Shutdown();
