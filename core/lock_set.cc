@@ -25,35 +25,53 @@ namespace latchkey {
 namespace internal {
 namespace {
 
-// How the whole went, by what the members answered. A loss comes first: whatever else failed,
-// others may have been inside. Then what is in the caller's hands, then the backend's failures.
-// Unavailable means that nothing was done, so it is no word for a set of which a part was.
+// What a member answered, from good to bad. A loss is worst: whatever else failed, others may have
+// been inside. Then comes what is in the caller's hands, then the backend's failures: first what
+// somebody has to mend.
+enum class Fate { kDone, kUnavailable, kUnknown, kRefused, kCallers, kLost };
+
+Fate FateOf(const absl::Status& status) {
+  if (status.ok()) return Fate::kDone;
+  switch (ReasonOf(status)) {
+    case Reason::kStolen:
+    case Reason::kExpired:
+    case Reason::kLost:
+      return Fate::kLost;
+    case Reason::kBackendUnavailable:
+      return Fate::kUnavailable;
+    case Reason::kBackendUnknown:
+      return Fate::kUnknown;
+    case Reason::kNone:  // Of a backend that gives none.
+    case Reason::kBackendRefused:
+    case Reason::kNotSupported:
+      return Fate::kRefused;
+    default:
+      return Fate::kCallers;
+  }
+}
+
+// How the whole went. Unavailable and refused mean that nothing was done, so they are no words for
+// a set of which a part was, or may have been.
 absl::Status OfAll(const std::vector<absl::Status>& statuses) {
-  const auto badness = [](const absl::Status& status) {
-    if (status.ok()) return 0;
-    switch (ReasonOf(status)) {
-      case Reason::kStolen:
-      case Reason::kExpired:
-      case Reason::kLost:
-        return 4;
-      case Reason::kBackendUnavailable:
-        return 1;
-      case Reason::kBackendUnknown:
-        return 2;
-      default:
-        return 3;
-    }
-  };
   const absl::Status* worst = nullptr;
+  const absl::Status* unknown = nullptr;
   bool any_done = false;
   for (const absl::Status& status : statuses) {
-    any_done |= status.ok();
-    if (worst == nullptr || badness(status) > badness(*worst)) worst = &status;
+    const Fate fate = FateOf(status);
+    any_done |= fate == Fate::kDone;
+    if (unknown == nullptr && fate == Fate::kUnknown) unknown = &status;
+    if (worst == nullptr || fate > FateOf(*worst)) worst = &status;
   }
   if (worst == nullptr) return absl::OkStatus();
-  if (any_done && ReasonOf(*worst) == Reason::kBackendUnavailable) {
+  const Fate whole = FateOf(*worst);
+  if (whole != Fate::kUnavailable && whole != Fate::kRefused) return *worst;
+  if (any_done) {
     return BackendUnknownError(
         absl::StrCat(worst->message(), "; it was done for others of the set"));
+  }
+  if (unknown != nullptr) {
+    return BackendUnknownError(absl::StrCat(
+        worst->message(), "; it may have been done for others of the set: ", unknown->message()));
   }
   return *worst;
 }

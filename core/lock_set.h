@@ -80,8 +80,9 @@ class [[nodiscard]] LockSet {
 
   // Gives all members back, whatever becomes of some of them, and waits for the backend. Of several
   // errors: a loss, or else what is in the caller's hands, or else the backend's failure, the first
-  // of its kind in the order of the members; see Lock::Release(). kUnavailable: none was released;
-  // if others were, it is kUnknown.
+  // of its kind in the order of the members; see Lock::Release(). kBackendUnavailable,
+  // kBackendRefused, kNotSupported: none was released; if others were, or may have been, it is
+  // kBackendUnknown.
   absl::Status Release();
 
   // The same without waiting; `done` runs on the manager's executor, also if this set is gone.

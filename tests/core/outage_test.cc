@@ -117,11 +117,18 @@ class BrokenLink : public LockingProtocol {
     }
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
-    if (Fails(hold)) return done(release_failure);
-    inner_->Release(hold, std::move(done));
+    if (releases_later) {
+      absl::MutexLock lock(&mu_);
+      held_.push_back([this, name = std::string(hold.resource.bytes()), hold,
+                       done = std::make_shared<ReleaseCallback>(std::move(done))] {
+        ReleaseNow({ResourceName(name), hold.acquisition, hold.hint}, std::move(*done));
+      });
+      return;
+    }
+    ReleaseNow(hold, std::move(done));
   }
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
-    if (Fails(hold)) return done(release_failure);
+    if (absl::Status failure = FailureOf(hold); !failure.ok()) return done(std::move(failure));
     inner_->Extend(hold, lease, std::move(done));
   }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
@@ -134,14 +141,23 @@ class BrokenLink : public LockingProtocol {
   }
   const BackendCapabilities& capabilities() const override { return capabilities_; }
 
-  // Of releases and extensions, of this resource if it is named. For tests of one thread.
+  // Of releases and extensions, of this resource if it is named; and those of all others then. For
+  // tests of one thread.
   absl::Status release_failure;
   std::string fails_for;
+  absl::Status failure_of_others;
+  // They are executed when the test says so.
+  bool releases_later = false;
 
  private:
-  bool Fails(const HoldRef& hold) const {
-    return !release_failure.ok() && (fails_for.empty() || inner_->ResourceOf(hold) == fails_for ||
-                                     hold.resource.bytes() == fails_for);
+  absl::Status FailureOf(const HoldRef& hold) const {
+    const bool named = fails_for.empty() || inner_->ResourceOf(hold) == fails_for ||
+                       hold.resource.bytes() == fails_for;
+    return named ? release_failure : failure_of_others;
+  }
+  void ReleaseNow(const HoldRef& hold, ReleaseCallback done) {
+    if (absl::Status failure = FailureOf(hold); !failure.ok()) return done(std::move(failure));
+    inner_->Release(hold, std::move(done));
   }
   Fate NextFate() {
     absl::MutexLock lock(&mu_);
@@ -519,21 +535,36 @@ TEST_P(OutageTest, ASetThatIsGivenUpWhileItAsksSaysSo) {
   EXPECT_FALSE(locks_.IsBusy());
 }
 
-TEST_P(OutageTest, ASetOfWhichAPartWasReleasedIsNotUnavailable) {
-  for (const bool all : {false, true}) {
-    for (const bool extends : {false, true}) {
-      link_->Will({}, Fate::kAnswered);
-      absl::StatusOr<LockSet> set = far_.AcquireAll({"a", "b"}, {.lease = absl::Seconds(9)});
-      ASSERT_TRUE(set.ok()) << set.status();
-      // Of one of them only, or of both.
-      link_->release_failure = BackendUnavailableError("no route");
-      if (!all) link_->fails_for = "b";
-      const absl::Status status = extends ? set->Extend(absl::Seconds(9)) : set->Release();
-      EXPECT_THAT(status, HasReason(all ? Reason::kBackendUnavailable : Reason::kBackendUnknown,
-                                    HasSubstr("no route")));
-      link_->release_failure = absl::OkStatus();
-      link_->fails_for.clear();
-      clock_.AdvanceBy(absl::Seconds(9));
+TEST_P(OutageTest, ASetOfWhichAPartWasReleasedIsNeitherUnavailableNorRefused) {
+  const absl::Status kDone;
+  const absl::Status kOpen = BackendUnknownError("no reply");
+  for (const absl::Status& failure :
+       {BackendUnavailableError("no route"), BackendRefusedError("not of this type"),
+        MakeError(Reason::kNotSupported, "not on this server"),
+        absl::InternalError("out of ink")}) {
+    // Of the others in the set.
+    for (const absl::Status& others : {kDone, kOpen, failure}) {
+      for (const std::string_view fails : {"a", "b"}) {
+        for (const bool extends : {false, true}) {
+          link_->Will({}, Fate::kAnswered);
+          absl::StatusOr<LockSet> set = far_.AcquireAll({"a", "b"}, {.lease = absl::Seconds(9)});
+          ASSERT_TRUE(set.ok()) << set.status();
+          link_->fails_for = std::string(fails);
+          link_->release_failure = failure;
+          link_->failure_of_others = others;
+          const absl::Status status = extends ? set->Extend(absl::Seconds(9)) : set->Release();
+          const bool all = others == failure;
+          EXPECT_EQ(ReasonOf(status), all ? ReasonOf(failure) : Reason::kBackendUnknown) << status;
+          if (others != kOpen || failure.code() != absl::StatusCode::kUnavailable) {
+            EXPECT_THAT(status.message(), HasSubstr(failure.message()));
+          }
+          if (others == kOpen) {
+            EXPECT_THAT(status.message(), HasSubstr("no reply"));
+          }
+          link_->release_failure = link_->failure_of_others = absl::OkStatus();
+          clock_.AdvanceBy(absl::Seconds(9));
+        }
+      }
     }
   }
 }
