@@ -62,6 +62,10 @@ absl::Status CouldNotLock(std::string_view resource, const absl::Status& why) {
   return WithContext(absl::StrCat("could not lock ", ResourceForMessage(resource)), why);
 }
 
+// It is undone.
+constexpr std::string_view kNoEndTold =
+    "it entered a hold that ends, and the backend did not say when";
+
 constexpr std::string_view kNotAnswered =
     "; an attempt is not answered yet, and what it obtains is given back";
 
@@ -407,14 +411,9 @@ double ManagerCore::Random() {
 
 Lock ManagerCore::Granted(CoreShard& shard, const ResourceName& resource, AcquisitionId id,
                           const Plan& plan, absl::Time sent, const Grant& grant) {
-  absl::Duration remaining = grant.remaining;
+  const absl::Duration remaining = grant.remaining;
   if (ABSL_PREDICT_TRUE(remaining == absl::InfiniteDuration())) {
     if (!NeedsHold(plan)) return Lock(&shard, id, grant.token, grant.hint);
-  } else if (ABSL_PREDICT_FALSE(sent == kUntimed)) {
-    // It re-entered a hold that ends, so the time matters after all. Asking again is idempotent.
-    sent = clock_.Now();
-    const absl::StatusOr<ObtainReply> again = AskNow(RequestOf(resource, id, plan));
-    remaining = again.ok() && again->token == grant.token ? again->remaining : absl::ZeroDuration();
   }
   HoldTerms terms{.resource = std::string(resource.bytes()),
                   .owner = std::string(plan.owner),
@@ -442,6 +441,19 @@ absl::StatusOr<ObtainReply> ManagerCore::AskNow(const ObtainRequest& request) {
   backend_->Obtain(request,
                    [&answer](absl::StatusOr<ObtainReply> reply) { answer = std::move(reply); });
   return answer;
+}
+
+void ManagerCore::LearnEnd(const ObtainRequest& request, absl::Time& sent,
+                           absl::StatusOr<ObtainReply>& answer) {
+  if (sent != kUntimed || !answer.ok() || answer->token == 0 ||
+      answer->remaining == absl::InfiniteDuration()) {
+    return;
+  }
+  sent = clock_.Now();
+  answer = AskNow(request);
+  if (!answer.ok()) {
+    answer = BackendUnknownError(absl::StrCat(kNoEndTold, ": ", answer.status().message()));
+  }
 }
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock ManagerCore::AskPlainly(
@@ -495,11 +507,13 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
       }
       Plan plan;
       if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
+      absl::Time asked_at = kUntimed;
+      LearnEnd(RequestOf(resource, id, plan), asked_at, *other);
       if (other->ok() && (*other)->token != 0) {
         shard.Ref();
-        return Granted(shard, resource, id, plan, kUntimed, Grant(**other));
+        return Granted(shard, resource, id, plan, asked_at, Grant(**other));
       }
-      return AcquireSlowly(shard, resource, plan, options, id, std::move(*other), kUntimed);
+      return AcquireSlowly(shard, resource, plan, options, id, std::move(*other), asked_at);
     }
   }
   return AcquireGenerally(resource, options);
@@ -525,6 +539,7 @@ absl::StatusOr<Lock> ManagerCore::AcquireGenerally(const ResourceName& resource,
     ObtainRequest request = RequestOf(resource, id, plan);
     YieldToQueue(shard, resource, request);
     absl::StatusOr<ObtainReply> answer = AskNow(request);
+    LearnEnd(request, asked_at, answer);
     if (ABSL_PREDICT_TRUE(answer.ok() && answer->token != 0)) {
       if (Observer* const seen = observer()) {
         seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
@@ -581,12 +596,13 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
       std::unique_ptr<absl::StatusOr<ObtainReply>> other;
       Lock lock = AskPlainly(shard, resource, attempt.id, options, owner, other);
       if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
+      LearnEnd(RequestOf(resource, attempt.id, plan), attempt.asked_at, *other);
       if (!other->ok() || (*other)->token == 0) {
         attempt.first = std::move(*other);
         return std::nullopt;
       }
       shard.Ref();
-      return Granted(shard, resource, attempt.id, plan, kUntimed, Grant(**other));
+      return Granted(shard, resource, attempt.id, plan, attempt.asked_at, Grant(**other));
     }
   } else {
     if (absl::Status bad = MakePlan(resource, options, plan); !bad.ok()) return bad;
@@ -600,6 +616,7 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
   ObtainRequest request = RequestOf(resource, attempt.id, plan);
   YieldToQueue(shard, resource, request);
   absl::StatusOr<ObtainReply> answer = AskNow(request);
+  LearnEnd(request, attempt.asked_at, answer);
   if (!answer.ok() || answer->token == 0) {
     attempt.first = std::move(answer);
     return std::nullopt;
@@ -659,9 +676,9 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
   if (options.cancel.stop_requested()) return CancelledError(resource);
   CoreShard& shard = ShardOf(resource);
   const AcquisitionId id = AcquisitionId::Next();
-  const absl::Time asked_at =
-      plan.lease != absl::InfiniteDuration() || !capabilities_.answers_at_once ? clock_.Now()
-                                                                               : kUntimed;
+  absl::Time asked_at = plan.lease != absl::InfiniteDuration() || !capabilities_.answers_at_once
+                            ? clock_.Now()
+                            : kUntimed;
 
   // The answer may come after this call has returned, if it is given up.
   struct Shared : RefCounted<Shared> {
@@ -722,6 +739,7 @@ absl::StatusOr<Lock> ManagerCore::TryAcquire(ResourceName resource, const Acquir
     NoteDenied(resource, plan, error);
     return error;
   }
+  LearnEnd(RequestOf(resource, id, plan), asked_at, answer);
   if (!answer.ok()) {
     if (MayHaveBeenDone(answer.status())) {
       backend_->Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
@@ -768,9 +786,9 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
   CoreShard& shard = ShardOf(resource);
   shard.Ref();
   const AcquisitionId id = AcquisitionId::Next();
-  const absl::Time asked_at =
-      plan.lease != absl::InfiniteDuration() || !capabilities_.answers_at_once ? clock_.Now()
-                                                                               : kUntimed;
+  absl::Time asked_at = plan.lease != absl::InfiniteDuration() || !capabilities_.answers_at_once
+                            ? clock_.Now()
+                            : kUntimed;
   backend_->Obtain(
       RequestOf(resource, id, plan),
       [this, &shard, name = std::string(resource.bytes()), hashed = resource, id, plan,
@@ -778,6 +796,7 @@ void ManagerCore::TryAsync(ResourceName resource, const AcquireOptions& options,
        done = std::move(done)](absl::StatusOr<ObtainReply> answer) mutable {
         const ResourceName resource = hashed.WithBytes(name);
         plan.owner = owner;
+        LearnEnd(RequestOf(resource, id, plan), asked_at, answer);
         if (answer.ok() && answer->token != 0) {
           if (Observer* const seen = observer()) {
             seen->OnAcquired({resource, plan.owner, plan.priority, id}, absl::ZeroDuration());
@@ -1595,7 +1614,13 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
       if (answer->remaining != absl::InfiniteDuration() && waiter.asked_at == kUntimed) {
         // It re-entered a hold that ends. Asking again is idempotent, and tells by when.
         waiter.time_matters = true;
-        waiter.ask_due = true;
+        waiter.outage = std::make_unique<Outage>();
+        waiter.outage->NoteUnsettled(kNoEndTold);
+        if (waiter.registered) {
+          waiter.ask_due = true;
+        } else {
+          AskAlone(waiter);
+        }
         return;
       }
       const absl::Time until = ValidUntil(waiter.asked_at, answer->remaining);

@@ -382,6 +382,10 @@ class ManagerCore {
                         Plan& plan) const;
   ObtainRequest RequestOf(const ResourceName& resource, AcquisitionId id, const Plan& plan) const;
   absl::StatusOr<ObtainReply> AskNow(const ObtainRequest& request);
+  // If `request` entered a hold that ends, and was sent without looking at the clock: asks again,
+  // which is idempotent, to learn when. If that fails, `answer` is unknown, and may be undone.
+  void LearnEnd(const ObtainRequest& request, absl::Time& sent,
+                absl::StatusOr<ObtainReply>& answer);
   // Does a request ask the backend whoever waits?
   bool GoesDirectly(const Plan& plan, const AcquireOptions& options) const;
   // Past a queue, a request may only re-enter or take what is free, unless it comes before all that

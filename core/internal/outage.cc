@@ -33,14 +33,30 @@ void Outage::Note(const absl::Status& failure, absl::Time began) {
   ++failures_;
   since_ = std::min(since_, began);
   last_ = failure;
-  if (MayHaveBeenDone(failure)) unsettled_ = failure;
+  if (!MayHaveBeenDone(failure)) return;
+  unsettled_ = failure;
+  ended_unknown_ = true;
 }
 
 void Outage::Note(const Outage& other) {
   failures_ += other.failures_;
   since_ = std::min(since_, other.since_);
   if (!other.last_.ok()) last_ = other.last_;
-  if (other.unsettled()) unsettled_ = other.unsettled_;
+  if (other.ended_unknown() || !unsettled()) unsettled_ = other.unsettled_;
+  ended_unknown_ |= other.ended_unknown_;
+}
+
+void Outage::NoteOfOthers(const Outage& others) {
+  if (failures_ > 0 || others.failures_ == 0) return;
+  failures_ = others.failures_;
+  since_ = others.since_;
+  last_ = MayHaveBeenDone(others.last_) ? BackendUnavailableError(others.last_.message())
+                                        : others.last_;
+}
+
+void Outage::NoteUnsettled(std::string_view why) {
+  unsettled_ = BackendUnknownError(why);
+  ended_unknown_ = true;
 }
 
 void Outage::NoteUnanswered() {

@@ -9,7 +9,9 @@
 #ifndef LATCHKEY_CORE_INTERNAL_OUTAGE_H_
 #define LATCHKEY_CORE_INTERNAL_OUTAGE_H_
 
+#include <algorithm>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -25,6 +27,13 @@ class Outage {
   void Note(const absl::Status& failure, absl::Time began);
   // The same of another attempt on behalf of the same request.
   void Note(const Outage& other);
+  // Others asked in vain for what this request wants, which has heard of no failure by itself.
+  // Nothing that they asked for was done for it.
+  void NoteOfOthers(const Outage& others);
+  // Before this time it concerned others only.
+  void BeginNoEarlierThan(absl::Time came) { since_ = std::max(since_, came); }
+  // A step may have been executed, or was, although that is not what its request ends with.
+  void NoteUnsettled(std::string_view why);
   // A step is under way that will not be waited for.
   void NoteUnanswered();
   // The backend answers again. That settles nothing about attempts with another acquisition id.
@@ -39,6 +48,8 @@ class Outage {
   absl::Time since() const { return since_; }
   // Is the outcome of an attempt not known?
   bool unsettled() const { return !unsettled_.ok(); }
+  // Not only since it is not answered yet?
+  bool ended_unknown() const { return ended_unknown_; }
 
   // What a request ends with for this; something must have been noted.
   absl::Status Error(absl::Time now) const;
@@ -51,6 +62,7 @@ class Outage {
   absl::Time since_ = absl::InfiniteFuture();
   absl::Status last_;
   absl::Status unsettled_;  // The last of them.
+  bool ended_unknown_ = false;
 };
 
 }  // namespace latchkey::internal

@@ -569,6 +569,84 @@ TEST_P(OutageTest, ASetOfWhichAPartWasReleasedIsNeitherUnavailableNorRefused) {
   }
 }
 
+// ---- Entering again where answers come at once ----
+
+// A holder of this name has a lease that ends; whoever enters without one asks twice, the second
+// time to learn when.
+class ReentryTest : public OutageTest {
+ protected:
+  int Handles() {
+    int handles = 0;
+    backend_->Inspect(ResourceName("a"), [&](const ResourceState& now) { handles = now.handles; });
+    return handles;
+  }
+
+  const AcquireOptions mine_ = {.owner = "me", .outage_patience = absl::ZeroDuration()};
+};
+
+INSTANTIATE_TEST_SUITE_P(Answers, ReentryTest, ::testing::Values(true),
+                         [](const auto&) { return "AtOnce"; });
+
+TEST_P(ReentryTest, WhatWasEnteredAndMayEndAtAnyMomentIsUnknownAndUndone) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "me", .lease = absl::Seconds(9)});
+  ASSERT_TRUE(held.ok());
+  const auto stats = std::make_shared<StatsObserver>();
+  LockManager observed = *LockManager::Create(link_, {.clock = &clock_, .observer = stats});
+  for (LockManager* const far : {&far_, &observed}) {
+    const std::vector<std::function<absl::Status()>> calls = {
+        [&] { return far->Acquire("a", mine_).status(); },
+        [&] { return far->TryAcquire("a", mine_).status(); },
+        [&] { return Ask(*far, "a", mine_)->status(); },
+        [&] { return far->AcquireAll({"a"}, mine_).status(); },
+    };
+    for (const auto& call : calls) {
+      for (const Fate fate : {Fate::kUnavailable, Fate::kCallLost, Fate::kReplyLost}) {
+        link_->Will({Fate::kAnswered}, fate);
+        EXPECT_THAT(call(), HasReason(Reason::kBackendUnknown, AllOf(HasSubstr("'a'"))));
+        EXPECT_EQ(Handles(), 1) << "it is undone";
+      }
+    }
+  }
+  EXPECT_EQ(stats->acquired(), 0);
+}
+
+TEST_P(ReentryTest, APatientOneGoesOnUntilItKnows) {
+  for (const bool first_fails : {false, true}) {
+    absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "me", .lease = absl::Seconds(9)});
+    std::deque<Fate> fates;
+    if (first_fails) fates.push_back(Fate::kUnavailable);
+    fates.push_back(Fate::kAnswered);
+    link_->Will(fates, Fate::kUnavailable);
+    auto pending = AskFar("a", {.owner = "me"});
+    clock_.AdvanceBy(absl::Seconds(1));
+    EXPECT_FALSE(pending->result) << pending->status();
+    link_->Will({}, Fate::kAnswered);
+    clock_.AdvanceBy(absl::Seconds(1));
+    ASSERT_TRUE(pending->granted()) << pending->status();
+    EXPECT_EQ(pending->lock().remaining(), absl::Seconds(7));
+    EXPECT_EQ(Handles(), 2);
+    pending->result.reset();
+
+    link_->Will(fates, Fate::kUnavailable);
+    auto ends = AskFar("a", {.owner = "me", .outage_patience = absl::Seconds(1)});
+    clock_.AdvanceBy(absl::Milliseconds(1010));
+    EXPECT_THAT(ends->status(),
+                HasReason(Reason::kBackendUnknown, HasSubstr("entered a hold that ends")));
+    EXPECT_EQ(Handles(), 1);
+  }
+}
+
+TEST_P(ReentryTest, OneThatStandsBehindOthersLearnsItAtOnce) {
+  absl::StatusOr<Lock> held = locks_.Acquire("a", {.owner = "me", .lease = absl::Seconds(9)});
+  auto front = AskFar("a");
+  link_->Will({Fate::kUnavailable}, Fate::kAnswered);
+  auto pending = AskFar("a", {.owner = "me"});
+  clock_.AdvanceBy(absl::Seconds(1));
+  ASSERT_TRUE(pending->granted()) << pending->status();
+  EXPECT_EQ(pending->lock().remaining(), absl::Seconds(8));
+  EXPECT_FALSE(front->result);
+}
+
 TEST_P(OutageTest, ALossOfAMemberIsToldBeforeFailuresOfOthers) {
   absl::StatusOr<LockSet> set =
       far_.AcquireAll({"a", "b"}, {.lease = absl::Seconds(9), .auto_renew = false});
