@@ -925,6 +925,10 @@ void ManagerCore::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
       if (graph_ != nullptr && !w.owner.empty()) graph_->Add(w);
       // Its owner may hold the lock, or wait in a circle: it needs to know.
       if (asks && !w.owner.empty()) queue.look_after = queue.questions;
+      // It may be less patient than those that ask.
+      if (queue.outage != nullptr && w.outage_patience != absl::InfiniteDuration()) {
+        HeadAsksBy(queue, w.enqueued + std::max(w.outage_patience / 2, kShortestRetryDelay));
+      }
     }
     if (failed) {
       HandleFirstAnswer(w, *std::move(first));
@@ -1055,9 +1059,8 @@ void ManagerCore::GiveUp(Waiter& waiter, Reason reason) {
     waiter.shard->mu.AssertHeld();
     if (waiter.queue == nullptr) return;
     // A backend that has failed all the time is the reason, not the limit on that time.
-    const bool outage = reason == Reason::kAcquireTimeout && waiter.failing() &&
-                        waiter.outage->since() <= waiter.enqueued;
-    if (outage && waiter.asking) waiter.outage->NoteUnanswered();
+    const bool outage =
+        reason == Reason::kAcquireTimeout && FailingSince(waiter) <= waiter.enqueued;
     Finish(waiter, outage ? OutageError(waiter) : GiveUpError(waiter, *waiter.queue, reason),
            MayHaveLeftSomething(waiter));
   }
@@ -1079,22 +1082,29 @@ std::string ManagerCore::HolderForMessage(const Waiter& waiter) {
 
 std::optional<Outage> ManagerCore::OutageOf(const Waiter& waiter) {
   absl::MutexLock lock(&waiter.shard->mu);
-  std::optional<Outage> outage;
+  Outage outage = Heard(waiter, waiter.queue);
+  // Whatever befell others before it came.
+  outage.BeginNoEarlierThan(waiter.enqueued);
+  if (waiter.asking) outage.NoteUnanswered();
+  if (outage.failures() == 0 && !outage.unsettled()) return std::nullopt;
+  return outage;
+}
+
+Outage ManagerCore::Heard(const Waiter& waiter, const WaitQueue* queue) {
+  Outage outage;
   if (waiter.outage != nullptr) outage = *waiter.outage;
-  if (waiter.asking) {
-    if (!outage) outage.emplace();
-    outage->NoteUnanswered();
-  }
+  if (queue != nullptr && queue->outage != nullptr) outage.NoteOfOthers(*queue->outage);
   return outage;
 }
 
 absl::Status ManagerCore::OutageError(const Waiter& waiter) const {
-  return CouldNotLock(waiter.resource, waiter.outage->Error(clock_.Now()));
+  Outage outage = Heard(waiter, waiter.queue);
+  if (waiter.asking) outage.NoteUnanswered();
+  return CouldNotLock(waiter.resource, outage.Error(clock_.Now()));
 }
 
 absl::Status ManagerCore::PolicyError(const Waiter& waiter, const absl::Status& thrown) const {
-  const std::string trouble =
-      waiter.outage == nullptr ? "" : waiter.outage->ForMessage(clock_.Now());
+  const std::string trouble = Heard(waiter, waiter.queue).ForMessage(clock_.Now());
   return MakeError(ReasonOf(thrown),
                    absl::StrCat("could not lock ", ResourceForMessage(waiter.resource), ": ",
                                 thrown.message(), trouble));
@@ -1113,11 +1123,9 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
   absl::StrAppend(&message, detail);
   // Whoever stands behind others in the queue never asked; those before it did.
   const Waiter* informed = waiter.other_known ? &waiter : nullptr;
-  const Outage* outage = waiter.outage.get();
   for (const RefPtr<Waiter>& other : queue.registered) {
     if (other->queue == nullptr) continue;
     if (informed == nullptr && other->other_known) informed = other.get();
-    if (outage == nullptr && other->failing()) outage = other->outage.get();
   }
   if (reason == Reason::kDeadlock) {
     absl::StrAppend(&message, ": ", waiter.circle);
@@ -1126,7 +1134,8 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
                     " with priority ", informed->other_priority);
     if (informed->reserved) absl::StrAppend(&message, ", which was asked to yield");
   }
-  if (outage != nullptr) absl::StrAppend(&message, outage->ForMessage(clock_.Now()));
+  const Outage outage = Heard(waiter, &queue);
+  absl::StrAppend(&message, outage.ForMessage(clock_.Now()));
   if (waiter.asking) absl::StrAppend(&message, kNotAnswered);
   return MakeError(reason, message);
 }
@@ -1599,15 +1608,18 @@ bool ManagerCore::Join(Waiter& waiter, bool withdraw) {
 }
 
 void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+  WaitQueue& queue = *waiter.queue;
   if (!answer.ok()) {
+    const bool is_outage = NoteOutage(waiter, answer.status());
     HandleFailure(waiter, answer.status());
+    if (is_outage) EndImpatient(queue);
     return;
   }
+  queue.answered = queue.questions;
+  queue.outage.reset();
   // It settles what became of all attempts before, which had the same id.
   std::unique_ptr<Outage> outage = std::move(waiter.outage);
-  if (answer->token == 0 && !by_priority_) {
-    waiter.queue->holder_priority = answer->other_priority;
-  }
+  if (answer->token == 0 && !by_priority_) queue.holder_priority = answer->other_priority;
   switch (answer->outcome) {
     case ObtainOutcome::kObtained:
     case ObtainOutcome::kReentered: {
@@ -1634,7 +1646,7 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
                           absl::FormatDuration(answer->remaining), " to grant it")));
         return;
       }
-      if (!by_priority_) waiter.queue->holder_priority = waiter.plan.priority;
+      if (!by_priority_) queue.holder_priority = waiter.plan.priority;
       waiter.grant = Grant(*answer);
       Finish(waiter, absl::OkStatus(), false);
       return;
@@ -1705,18 +1717,74 @@ void ManagerCore::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& ans
   }
 }
 
+absl::Time ManagerCore::BeganToAsk(const Waiter& waiter) const {
+  // One that has had no answer yet has asked since it came.
+  if (waiter.joining || waiter.queue == nullptr) return waiter.enqueued;
+  return waiter.asked_at == kUntimed ? clock_.Now() : waiter.asked_at;
+}
+
 void ManagerCore::NoteFailure(Waiter& waiter, const absl::Status& failure) {
   if (waiter.outage == nullptr) waiter.outage = std::make_unique<Outage>();
-  // One that has had no answer yet has asked since it came.
-  absl::Time began = waiter.joining || waiter.queue == nullptr ? waiter.enqueued : waiter.asked_at;
-  if (began == kUntimed) began = clock_.Now();
-  waiter.outage->Note(failure, began);
+  waiter.outage->Note(failure, BeganToAsk(waiter));
+}
+
+bool ManagerCore::NoteOutage(const Waiter& waiter, const absl::Status& failure) {
+  WaitQueue& queue = *waiter.queue;
+  // An answer that came meanwhile is news of more than what was asked before it.
+  const bool is_late = waiter.question != 0 && waiter.question <= queue.answered;
+  if (!MayPass(failure) || is_late) return false;
+  if (queue.outage == nullptr) queue.outage = std::make_unique<Outage>();
+  queue.outage->Note(failure, BeganToAsk(waiter));
+  return true;
+}
+
+absl::Time ManagerCore::FailingSince(const Waiter& waiter) {
+  absl::Time since = absl::InfiniteFuture();
+  if (waiter.outage != nullptr) since = waiter.outage->since();
+  if (const Outage* const outage = waiter.queue->outage.get()) {
+    since = std::min(since, std::max(waiter.enqueued, outage->since()));
+  }
+  return since;
+}
+
+void ManagerCore::EndImpatient(WaitQueue& queue) {
+  const absl::Time now = clock_.Now();
+  absl::Time next = absl::InfiniteFuture();
+  WaiterList ended;
+  queue.order.ForEach([&](Waiter& waiter) {
+    // Of one that asks, its own answer decides.
+    if (waiter.joining || waiter.asking || waiter.ask_due) return true;
+    const absl::Time patient_until = FailingSince(waiter) + waiter.outage_patience;
+    if (patient_until > now) {
+      next = std::min(next, patient_until);
+    } else {
+      ended.push_back(RefPtr<Waiter>::Share(&waiter));
+    }
+    return true;
+  });
+  for (const RefPtr<Waiter>& waiter : ended) {
+    waiter->shard->mu.AssertHeld();
+    Finish(*waiter, OutageError(*waiter), LeavesSomething(*waiter));
+  }
+  if (next != absl::InfiniteFuture()) {
+    HeadAsksBy(queue, now + std::max((next - now) / 2, kShortestRetryDelay));
+  }
+}
+
+void ManagerCore::HeadAsksBy(WaitQueue& queue, absl::Time at) {
+  Waiter* const head = queue.order.first();
+  // One that is not registered yet asks when it is.
+  if (head == nullptr || !head->registered || head->asking || head->ask_due) return;
+  if (head->poll_timer != 0 && head->poll_at <= at) return;
+  head->shard->mu.AssertHeld();
+  if (!head->failing()) head->look_due = true;
+  PollAt(*head, at);
 }
 
 void ManagerCore::HandleFailure(Waiter& waiter, const absl::Status& failure) {
   NoteFailure(waiter, failure);
   const absl::Time now = clock_.Now();
-  const absl::Time patient_until = waiter.outage->since() + waiter.outage_patience;
+  const absl::Time patient_until = FailingSince(waiter) + waiter.outage_patience;
   // It may pass: asking again is idempotent, and settles what an unknown outcome left open.
   const bool again =
       MayPass(failure) && waiter.acquire_timeout > absl::ZeroDuration() && now < patient_until;
@@ -1726,11 +1794,8 @@ void ManagerCore::HandleFailure(Waiter& waiter, const absl::Status& failure) {
         RetryDelay(waiter.retry.get(), {.attempts = waiter.outage->failures(), .random = Random()});
   }
   if (!delay.ok() || *delay == absl::InfiniteDuration()) {
-    // One that is registered may have been woken, too.
-    const bool withdraw = waiter.registered ? MayHaveLeftSomething(waiter)
-                                            : waiter.ever_reserved || waiter.maybe_obtained();
     Finish(waiter, delay.ok() ? OutageError(waiter) : PolicyError(waiter, delay.status()),
-           withdraw);
+           LeavesSomething(waiter));
     return;
   }
   // No more than half of the time that it has left, so that it asks in time when the outage is over
@@ -1755,6 +1820,7 @@ absl::Duration ManagerCore::ReservationLease(const Waiter& waiter, absl::Duratio
 void ManagerCore::PollAt(Waiter& waiter, absl::Time at) {
   if (waiter.poll_timer != 0) clock_.Cancel(std::exchange(waiter.poll_timer, 0));
   if (at == absl::InfiniteFuture()) return;
+  waiter.poll_at = at;
   waiter.poll_timer = clock_.RunAt(at, [this, waiter = RefPtr<Waiter>::Share(&waiter)] {
     CoreShard& shard = *waiter->shard;
     shard.mu.Lock();

@@ -6,6 +6,8 @@
 // as a Waiter in the resource's WaitQueue, if the admission policy lets it. Of a queue only its
 // head, and the most urgent waiter that may preempt, are registered with the backend (Watch) and
 // ask it (Obtain): when they come to the front, when an event wakes them, and when a poll is due.
+// What it fails to answer them is an outage of all that wait there (WaitQueue::outage).
+//
 // One thread at a time works on a queue (Pump): it decides under the shard's mutex what to do next
 // and does it without the mutex, so that the backend, and whoever is told, may call back.
 //
@@ -159,6 +161,7 @@ struct Waiter : RefCounted<Waiter> {
   bool other_known = false;
   Subscription subscription;
   Clock::TimerId poll_timer = 0;
+  absl::Time poll_at;  // When that is due.
   Clock::TimerId timeout_timer = 0;
   // How it ended: OK and the grant, or why there is none.
   absl::Status outcome;
@@ -202,6 +205,10 @@ struct WaitQueue {
   int64_t may_preempt = 0;  // How many of them.
   int64_t joining = 0;      // The same.
   int64_t questions = 0;    // How many were asked.
+  int64_t answered = 0;     // How many were, when the last answer came.
+  // What the backend has said instead of answers to any of them since then; null: nothing. Those
+  // who wait behind others ask nothing, and are as impatient.
+  std::unique_ptr<Outage> outage;
   // Somebody needs the answer to a question later than this one; -1: nobody does.
   int64_t look_after = -1;
 
@@ -436,6 +443,8 @@ class ManagerCore {
   static std::string HolderForMessage(const Waiter& waiter);
   // What it has heard instead of answers, if anything.
   static std::optional<Outage> OutageOf(const Waiter& waiter);
+  // The same, from `queue`, if any, as well.
+  static Outage Heard(const Waiter& waiter, const WaitQueue* queue);
   // Takes the lock if it is free; else `done` gets the answer beside the error. Told directly.
   // `options` must outlive the call of `done`.
   using TryCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>, std::optional<ObtainReply>)>;
@@ -494,6 +503,25 @@ class ManagerCore {
   void HandleFailure(Waiter& waiter, const absl::Status& failure)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void NoteFailure(Waiter& waiter, const absl::Status& failure);
+  // The same for all that wait where it does. False: it is a failure of its own, or old news.
+  bool NoteOutage(const Waiter& waiter, const absl::Status& failure)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
+  // When what it asked last was asked.
+  absl::Time BeganToAsk(const Waiter& waiter) const;
+  // Since when the backend has failed to answer it, or those that ask before it; infinite future if
+  // it has not.
+  static absl::Time FailingSince(const Waiter& waiter);
+  // After an outage was noted: ends those that wait and are out of patience, and has the backend
+  // asked again before others are.
+  void EndImpatient(WaitQueue& queue);
+  // Has the head of the queue ask by then.
+  void HeadAsksBy(WaitQueue& queue, absl::Time at);
+  // Has the backend to be told that this waiter, which has just failed, is gone?
+  bool LeavesSomething(const Waiter& waiter) const {
+    // One that is registered may have been woken, too.
+    return waiter.registered ? MayHaveLeftSomething(waiter)
+                             : waiter.ever_reserved || waiter.maybe_obtained();
+  }
   // What it ends with for that.
   absl::Status OutageError(const Waiter& waiter) const;
   // What it ends with if a policy threw.

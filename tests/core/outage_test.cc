@@ -43,6 +43,7 @@ enum class Fate {
   kReplyLost,    // Executed, and nobody hears of it.
   kCallLost,     // Not executed, and nobody knows.
   kHeld,         // Executed; the reply comes when the test says so.
+  kFailsLater,   // Not executed; that is said when the test says so.
   kRefused,      // As no retry would mend.
   kDenied,
 };
@@ -106,6 +107,13 @@ class BrokenLink : public LockingProtocol {
         absl::MutexLock lock(&mu_);
         held_.push_back(
             [reply, done = std::make_shared<ObtainCallback>(std::move(done))] { (*done)(reply); });
+        return;
+      }
+      case Fate::kFailsLater: {
+        absl::MutexLock lock(&mu_);
+        held_.push_back([done = std::make_shared<ObtainCallback>(std::move(done))] {
+          (*done)(BackendUnavailableError("no route"));
+        });
         return;
       }
       case Fate::kRefused:
@@ -407,16 +415,145 @@ TEST_P(OutageTest, AnswersThatTakeLongerThanTheLeaseAreAnOutage) {
   EXPECT_THAT(pending->status(), HasReason(Reason::kBackendUnknown, HasSubstr("took longer")));
 }
 
+// ---- Behind others ----
+
 TEST_P(OutageTest, WhoeverWaitsBehindAnotherHearsWhyNobodyGetsIn) {
-  if (GetParam()) return;  // There, everybody asks.
-  absl::StatusOr<Lock> held = locks_.Acquire("a");
+  std::optional<Lock> held = *locks_.Acquire("a");
   auto front = AskFar("a");
+  auto before = AskFar("a", {.acquire_timeout = absl::Seconds(2)});
+  clock_.AdvanceBy(absl::Seconds(1));
   link_->Will({}, Fate::kUnavailable);
-  EXPECT_TRUE(held->Release().ok());
+  held.reset();
   auto behind = AskFar("a", {.acquire_timeout = absl::Seconds(1)});
   clock_.AdvanceBy(absl::Seconds(1));
-  EXPECT_THAT(behind->status(), HasReason(Reason::kAcquireTimeout, HasSubstr("no route")));
+  EXPECT_THAT(before->status(), HasReason(Reason::kAcquireTimeout, HasSubstr("no route")));
+  EXPECT_THAT(behind->status(), HasReason(Reason::kBackendUnavailable, HasSubstr("no route")))
+      << "it failed all the time";
   EXPECT_FALSE(front->result) << front->status();
+}
+
+TEST_P(OutageTest, ThoseBehindAPatientOneAreAsImpatientAsTheySay) {
+  for (const Fate fate : {Fate::kUnavailable, Fate::kCallLost, Fate::kReplyLost}) {
+    link_->Will({}, Fate::kAnswered);
+    std::optional<Lock> held = *locks_.Acquire("a");
+    auto front = AskFar("a", {.retry = FixedDelay(absl::Hours(1))});
+    std::vector<std::shared_ptr<Pending>> behind;
+    for (int i = 0; i < 3; ++i) {
+      behind.push_back(AskFar("a", {.outage_patience = absl::Seconds(2)}));
+    }
+    auto at_once = AskFar("a", {.outage_patience = absl::ZeroDuration()});
+    clock_.AdvanceBy(absl::Seconds(1));
+    link_->Will({}, fate);
+    held.reset();
+    // Of them nothing was done, whatever became of what the first asked.
+    const auto is_told = HasReason(
+        Reason::kBackendUnavailable,
+        AllOf(HasSubstr("'a'"), HasSubstr("no r"), Not(HasSubstr("may have been executed"))));
+    EXPECT_THAT(at_once->status(), is_told);
+    clock_.AdvanceBy(absl::Seconds(1));
+    auto late = AskFar("a", {.outage_patience = absl::Milliseconds(500)});
+    auto late_at_once = AskFar("a", {.outage_patience = absl::ZeroDuration()});
+    clock_.AdvanceBy(absl::Milliseconds(490));
+    EXPECT_THAT(late_at_once->status(), is_told);
+    EXPECT_FALSE(late->result) << late->status();
+    clock_.AdvanceBy(absl::Milliseconds(20));
+    EXPECT_THAT(late->status(), is_told);
+    for (const auto& pending : behind) EXPECT_FALSE(pending->result) << pending->status();
+    clock_.AdvanceBy(absl::Milliseconds(500));
+    for (const auto& pending : behind) EXPECT_THAT(pending->status(), is_told);
+    EXPECT_FALSE(front->result) << front->status();
+    link_->Will({}, Fate::kAnswered);
+    clock_.AdvanceBy(absl::Hours(1));
+    EXPECT_TRUE(front->granted()) << front->status();
+  }
+}
+
+TEST_P(OutageTest, PatiencesRunSideBySide) {
+  std::optional<Lock> held = *locks_.Acquire("a");
+  std::vector<std::shared_ptr<Pending>> all;
+  for (int i = 0; i < 4; ++i) all.push_back(AskFar("a", {.outage_patience = absl::Seconds(2 + i)}));
+  clock_.AdvanceBy(absl::Minutes(1));
+  link_->Will({}, Fate::kUnavailable);
+  held.reset();
+  const absl::Time began = clock_.Now();
+  for (size_t i = 0; i < all.size(); ++i) {
+    const absl::Time end = began + absl::Seconds(2 + i);
+    clock_.AdvanceTo(end - absl::Milliseconds(10));
+    EXPECT_FALSE(all[i]->result) << all[i]->status();
+    clock_.AdvanceTo(end + absl::Milliseconds(10));
+    EXPECT_THAT(all[i]->status(), HasReason(Reason::kBackendUnavailable));
+  }
+}
+
+TEST_P(OutageTest, AnAnswerToOneEndsTheOutageOfThoseBehind) {
+  std::optional<Lock> held = *locks_.Acquire("a");
+  auto front = AskFar("a", {.retry = FixedDelay(absl::Milliseconds(100))});
+  auto behind = AskFar("a", {.outage_patience = absl::Seconds(2)});
+  for (int i = 0; i < 5; ++i) {
+    link_->Will({}, Fate::kUnavailable);
+    clock_.AdvanceBy(absl::Milliseconds(1500));
+    link_->Will({Fate::kDenied}, Fate::kUnavailable);
+    clock_.AdvanceBy(absl::Milliseconds(250));
+    ASSERT_FALSE(behind->result) << behind->status();
+  }
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_THAT(behind->status(), HasReason(Reason::kBackendUnavailable));
+  EXPECT_FALSE(front->result) << front->status();
+}
+
+TEST_P(OutageTest, AnOutageThatAnotherHasMetIsFollowedByTheFirst) {
+  for (const bool passes : {false, true}) {
+    std::optional<Lock> held = *locks_.Acquire("a");
+    link_->Will({}, Fate::kDenied);
+    auto front = AskFar("a", {.max_attempts = 2, .retry = FixedDelay(absl::Hours(1))});
+    auto behind = AskFar("a", {.outage_patience = absl::Seconds(2)});
+    clock_.AdvanceBy(absl::Seconds(1));
+    link_->Will({}, Fate::kUnavailable);
+    auto passer_by = AskFar("a", {.acquire_timeout = absl::ZeroDuration()});
+    EXPECT_THAT(passer_by->status(), HasReason(Reason::kBackendUnavailable));
+    if (passes) link_->Will({}, Fate::kDenied);
+    clock_.AdvanceBy(absl::Milliseconds(2010));
+    EXPECT_EQ(behind->failed(), !passes) << behind->status();
+    clock_.AdvanceBy(absl::Minutes(30));
+    EXPECT_FALSE(front->result) << "to look is no attempt: " << front->status();
+    link_->Will({}, Fate::kAnswered);
+    held.reset();
+    clock_.AdvanceBy(absl::Hours(1));
+    EXPECT_TRUE(front->granted()) << front->status();
+  }
+}
+
+TEST_P(OutageTest, AnOlderQuestionThatFailsBeginsNoOutageBeforeTheLastAnswer) {
+  if (GetParam()) return;
+  std::optional<Lock> held = *locks_.Acquire("a");
+  auto front = AskFar("a", {.retry = FixedDelay(absl::Milliseconds(100))});
+  auto behind = AskFar("a", {.outage_patience = absl::Seconds(5)});
+  link_->Will({Fate::kFailsLater, Fate::kDenied}, Fate::kUnavailable);
+  clock_.AdvanceBy(absl::Seconds(7));
+  EXPECT_THAT(AskFar("a", {.acquire_timeout = absl::ZeroDuration()})->status(),
+              HasReason(Reason::kAcquireTimeout));
+  clock_.AdvanceBy(absl::Seconds(1));
+  link_->AnswerHeld();
+  clock_.AdvanceBy(absl::Seconds(4));
+  EXPECT_FALSE(behind->result) << behind->status();
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_THAT(behind->status(), HasReason(Reason::kBackendUnavailable));
+}
+
+TEST_P(OutageTest, AnAnswerThatIsTooLateForOneIsNoOutageOfThoseBehind) {
+  if (GetParam()) return;
+  link_->Will({}, Fate::kHeld);
+  auto front = AskFar("a", {.lease = absl::Seconds(1), .acquire_timeout = absl::Seconds(9)});
+  auto joins = AskFar("a", {.outage_patience = absl::ZeroDuration()});
+  clock_.AdvanceBy(absl::Seconds(2));
+  link_->AnswerHeld();
+  EXPECT_FALSE(joins->result) << joins->status();
+  auto behind = AskFar("a", {.outage_patience = absl::ZeroDuration()});
+  for (int i = 0; i < 3; ++i) {
+    clock_.AdvanceBy(absl::Seconds(2));
+    link_->AnswerHeld();
+    EXPECT_FALSE(behind->result) << behind->status();
+  }
 }
 
 TEST_P(OutageTest, TheObserverIsToldOnce) {
@@ -709,6 +846,28 @@ TEST(OutageWordsTest, TheLastFailureSpeaksUnlessSomethingIsOpen) {
   outage.EndRow();
   EXPECT_EQ(outage.ForMessage(start),
             "; an attempt may have been executed, and is undone: no reply");
+}
+
+TEST(OutageWordsTest, WhatOthersHeardIsNoWordOnWhatBecameOfOnesOwn) {
+  const absl::Time start = absl::UnixEpoch();
+  internal::Outage others;
+  others.Note(BackendUnavailableError("no route"), start);
+  others.Note(BackendUnknownError("no reply"), start);
+  internal::Outage outage;
+  outage.NoteOfOthers(others);
+  EXPECT_FALSE(outage.unsettled());
+  EXPECT_THAT(outage.Error(start + absl::Seconds(2)),
+              HasReason(Reason::kBackendUnavailable, "no reply (tried 2 times in 2s)"));
+  outage.NoteUnanswered();
+  EXPECT_TRUE(outage.unsettled());
+  EXPECT_FALSE(outage.ended_unknown());
+  outage.Note(others);
+  EXPECT_TRUE(outage.ended_unknown());
+
+  internal::Outage own;
+  own.Note(BackendUnavailableError("no host"), start);
+  own.NoteOfOthers(others);
+  EXPECT_EQ(own.failures(), 1);
 }
 
 }  // namespace
