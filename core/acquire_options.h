@@ -77,7 +77,7 @@ struct AcquireOptions {
 
   // How long to wait for the lock; not negative. Zero: not at all, the backend's first answer
   // decides. It is asked for whoever waits, and bounded by the time that the backend allows for one
-  // operation.
+  // operation; for a set that gives a part back, for two.
   absl::Duration acquire_timeout = absl::InfiniteDuration();
 
   // How long the request goes on while the backend fails to answer (kBackendUnavailable,

@@ -150,7 +150,8 @@ class LockManager {
   // The timeout, and the patience with a backend that fails, are one over all. An attempt, as in
   // `max_attempts`, is a round in which some member was not to be had even by preemption. Leases
   // count from the moment when the set is complete, as far as `max_hold` allows. Errors: as
-  // Acquire.
+  // Acquire. Before it says that nothing was done (unavailable, refused), what it had is given
+  // back, and it waits to hear of that, as long as it may wait; else it is kBackendUnknown.
   absl::StatusOr<LockSet> AcquireAll(std::initializer_list<std::string_view> resources,
                                      const AcquireOptions& options = {},
                                      LockOrder order = LockOrder::kSorted);

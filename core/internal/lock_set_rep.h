@@ -7,10 +7,13 @@
 #include <stop_token>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
 #include "latchkey/core/internal/hold.h"
 #include "latchkey/core/internal/ref_counted.h"
 #include "latchkey/core/lease.h"
@@ -47,6 +50,10 @@ struct LockSetRep {
 
   // The lock's hold, which it is given if it has none. It must hold something.
   static Hold& HoldOf(const Lock& lock) { return lock.NeedHold(); }
+  // See Lock::ReleaseDirect.
+  static void Release(Lock& lock, absl::AnyInvocable<void(absl::Status)> done) {
+    lock.ReleaseDirect(std::move(done));
+  }
   // Those of all members, none of which was released.
   std::vector<RefPtr<Hold>> Holds() const;
   static std::vector<RefPtr<Hold>> HoldsOf(const std::variant<Lock, LockSet>& held);

@@ -1137,7 +1137,9 @@ absl::Status ManagerCore::GiveUpError(const Waiter& waiter, const WaitQueue& que
   const Outage outage = Heard(waiter, &queue);
   absl::StrAppend(&message, outage.ForMessage(clock_.Now()));
   if (waiter.asking) absl::StrAppend(&message, kNotAnswered);
-  return MakeError(reason, message);
+  // The time is over without a word on what became of an attempt.
+  const bool unknown = reason == Reason::kAcquireTimeout && outage.ended_unknown();
+  return MakeError(unknown ? Reason::kBackendUnknown : reason, message);
 }
 
 // ---- Deadlocks

@@ -21,8 +21,9 @@ AcquireOptions OptionsForRun(const AcquireOptions& options) {
 }
 
 absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status) {
+  const Reason reason = ReasonOf(status);
   if (options.max_occupation_time >= options.acquire_timeout ||
-      ReasonOf(status) != Reason::kAcquireTimeout) {
+      (reason != Reason::kAcquireTimeout && reason != Reason::kBackendUnknown)) {
     return status;
   }
   // It was waited for with this limit under another name, which the caller never gave.
@@ -34,7 +35,8 @@ absl::Status RunNotBegun(const AcquireOptions& options, absl::Status status) {
   std::string message(status.message());
   const size_t at = message.find(said);
   if (at != std::string::npos) message.replace(at, said.size(), meant);
-  return MakeError(Reason::kOccupationTimeout, message);
+  if (reason == Reason::kAcquireTimeout) return MakeError(Reason::kOccupationTimeout, message);
+  return at == std::string::npos ? status : BackendUnknownError(message);
 }
 
 RunState::RunState(Clock& clock, std::string_view resource, const AcquireOptions& options,

@@ -35,6 +35,15 @@ bool IsOfManager(Reason reason) {
   }
 }
 
+bool IsLoss(Reason reason) {
+  return reason == Reason::kStolen || reason == Reason::kExpired || reason == Reason::kLost;
+}
+
+// A limit that ends it without saying whether anything was done.
+bool IsLimit(Reason reason) {
+  return reason == Reason::kAcquireTimeout || reason == Reason::kAttemptsExhausted;
+}
+
 }  // namespace
 
 RefPtr<SetRequest> SetRequest::New(ManagerCore& core, std::vector<LockRequest> requests,
@@ -228,8 +237,19 @@ void SetRequest::Handle(Event& event) {
     GiveUp(event.reason);
     return;
   }
-  // What was granted to an earlier round goes back with the event.
-  if (event.round != round_) return;
+  if (event.kind == Event::kReturned) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (returns_due_ > 0) return;
+    }
+    EndFailed();
+    return;
+  }
+  if (event.round != round_) {
+    // Granted to an earlier round.
+    if (event.lock && event.lock->ok()) Return(**std::move(event.lock));
+    return;
+  }
   switch (event.kind) {
     case Event::kAsked: {
       --answers_due_;
@@ -256,6 +276,7 @@ void SetRequest::Handle(Event& event) {
     case Event::kExtended:
       if (--answers_due_ == 0) Succeed();
       return;
+    case Event::kReturned:
     case Event::kGiveUp:
       return;
   }
@@ -545,12 +566,38 @@ void SetRequest::GiveBack(size_t index) {
   for (size_t i = index; i < held_end_; ++i) {
     Member& member = *members_[i];
     member.on_yield.reset();
-    member.lock = Lock();
-    member.held = false;
+    if (std::exchange(member.held, false)) Return(std::move(member.lock));
   }
   held_end_ = std::min(held_end_, index);
   given_back_from_ = index;
   ask_at_once_ = core_.capabilities().answers_at_once ? 1 : kAskedAfterAWait;
+}
+
+void SetRequest::Return(Lock lock) {
+  if (finished_) return;  // It goes, whatever the backend says.
+  {
+    absl::MutexLock mutex(&mu_);
+    ++returns_due_;
+  }
+  LockSetRep::Release(lock, [self = RefPtr<SetRequest>::Share(this)](const absl::Status& status) {
+    self->OnReturned(status);
+  });
+}
+
+void SetRequest::OnReturned(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mu_);
+    --returns_due_;
+    // What was lost before is gone, too.
+    if (!status.ok() && !IsLoss(ReasonOf(status))) not_returned_ = status;
+    if (!awaits_returns_ || returns_due_ > 0) return;
+  }
+  Post({.kind = Event::kReturned});
+}
+
+void SetRequest::NoteReturns() {
+  absl::MutexLock lock(&mu_);
+  if (!not_returned_.ok()) outage_.NoteUnsettled(not_returned_.message());
 }
 
 void SetRequest::Listen() {
@@ -606,6 +653,10 @@ void SetRequest::Succeed() {
 }
 
 void SetRequest::GiveUp(Reason reason) {
+  if (!failure_.ok()) {  // What it waits for is only how exactly to say that.
+    EndFailed();
+    return;
+  }
   std::string message = absl::StrCat(Who(), ": ", WhyGivenUp(reason));
   if (reason == Reason::kAcquireTimeout) {
     absl::StrAppend(&message, " (", absl::FormatDuration(timeout_), ")");
@@ -625,18 +676,56 @@ void SetRequest::GiveUp(Reason reason) {
     }
   }
   NoteOutageOfWaiter();
+  NoteReturns();
+  // The limit is met without a word on what became of an attempt.
+  const bool unknown = IsLimit(reason) && outage_.ended_unknown();
   if (IsAsking()) outage_.NoteUnanswered();
   const absl::Time now = core_.clock().Now();
   if (reason == Reason::kAcquireTimeout && !answered_ && outage_.failures() > 0) {
     // A backend that has failed all the time is the reason, not the limit on that time.
-    Fail(outage_.Error(now));
+    End(WithContext(Who(), outage_.Error(now)));
     return;
   }
   absl::StrAppend(&message, outage_.ForMessage(now));
-  End(MakeError(reason, message));
+  End(MakeError(unknown ? Reason::kBackendUnknown : reason, message));
 }
 
-void SetRequest::Fail(const absl::Status& status) { End(WithContext(Who(), status)); }
+void SetRequest::Fail(const absl::Status& status) {
+  absl::Status failure = WithContext(Who(), status);
+  if (IsOfManager(ReasonOf(status)) || MayHaveBeenDone(status)) {
+    End(std::move(failure));
+    return;
+  }
+  failure_ = std::move(failure);
+  answers_due_ = 0;
+  ++round_;
+  GiveBack(0);
+  StopWaiting();
+  {
+    absl::MutexLock lock(&mu_);
+    awaits_returns_ = true;
+    if (returns_due_ > 0) return;
+  }
+  EndFailed();
+}
+
+void SetRequest::EndFailed() {
+  std::string open;
+  {
+    absl::MutexLock lock(&mu_);
+    if (!not_returned_.ok()) {
+      open = std::string(not_returned_.message());
+    } else if (returns_due_ > 0) {
+      open = "that is not answered yet";
+    }
+  }
+  absl::Status failure = failure_;
+  if (!open.empty()) {
+    failure = BackendUnknownError(absl::StrCat(
+        failure.message(), "; and what it had locked may not have been given back: ", open));
+  }
+  End(std::move(failure));
+}
 
 std::string SetRequest::Who() const { return absl::StrCat("could not lock all of ", Names()); }
 

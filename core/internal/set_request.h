@@ -18,6 +18,9 @@
 // It may be preempted, too: if a member that it holds is asked to yield, or is lost, it gives
 // everything back and begins anew.
 //
+// If the backend fails or refuses, it gives everything back and ends when it has heard that nothing
+// is held any more: only then that error is true.
+//
 // Thread safety: what happens is posted into an inbox from any thread; one thread at a time empties
 // it (Step). That is the caller's thread for the blocking form, and the executor's for the other.
 #ifndef LATCHKEY_CORE_INTERNAL_SET_REQUEST_H_
@@ -65,7 +68,7 @@ class SetRequest : public RefCounted<SetRequest> {
   class Ticket;
 
   struct Event {
-    enum Kind { kAsked, kGranted, kYield, kBackedOff, kExtended, kGiveUp };
+    enum Kind { kAsked, kGranted, kYield, kBackedOff, kExtended, kReturned, kGiveUp };
     Kind kind = kYield;
     int64_t round = 0;
     size_t index = 0;
@@ -140,6 +143,10 @@ class SetRequest : public RefCounted<SetRequest> {
   void NoteOutageOfWaiter();
   // Gives back the members from `index` on; the next pass begins there.
   void GiveBack(size_t index);
+  void Return(Lock lock) ABSL_LOCKS_EXCLUDED(mu_);
+  void OnReturned(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // What could not be given back is open as well.
+  void NoteReturns() ABSL_LOCKS_EXCLUDED(mu_);
   // Hears when a member that it holds is wanted by others.
   void Listen();
   // False if there are no more attempts, and it has given up.
@@ -147,7 +154,10 @@ class SetRequest : public RefCounted<SetRequest> {
   void Complete();
   void Succeed();
   void GiveUp(Reason reason);
+  // Gives everything back, and ends with this: where it says that nothing was done, once that is
+  // known to be so, and else as unknown.
   void Fail(const absl::Status& status);
+  void EndFailed();
   void End(absl::Status status);
   void Finish(absl::StatusOr<LockSet> result);
   std::string Who() const;
@@ -174,6 +184,7 @@ class SetRequest : public RefCounted<SetRequest> {
   // have left open.
   Outage outage_;
   bool answered_ = false;  // Was there any answer?
+  absl::Status failure_;   // What it ends with once all is given back; OK: it goes on.
   size_t answers_due_ = 0;
   // Of this pass: where it began, what was asked last and is not answered, and what is asked next.
   size_t pass_begin_ = 0;
@@ -196,6 +207,11 @@ class SetRequest : public RefCounted<SetRequest> {
   Clock::TimerId timeout_timer_ ABSL_GUARDED_BY(mu_) = 0;
   Clock::TimerId backoff_timer_ ABSL_GUARDED_BY(mu_) = 0;
   bool closed_ ABSL_GUARDED_BY(mu_) = false;  // Nothing that comes matters any more.
+  // What it has given back, on the way as well: how many are not answered yet, and why the backend
+  // may have kept some.
+  size_t returns_due_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status not_returned_ ABSL_GUARDED_BY(mu_);
+  bool awaits_returns_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<absl::StatusOr<LockSet>> result_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -267,7 +267,7 @@ TEST_P(OutageTest, AfterAnUnknownOutcomeARefusalIsNoProofThatNothingWasDone) {
   EXPECT_FALSE(locks_.IsBusy("a"));
 }
 
-TEST_P(OutageTest, LimitsKeepTheirReasonAndSayWhatIsOpen) {
+TEST_P(OutageTest, WhatIsOpenIsSaidAndMakesTheEndOfTheTimeUnknown) {
   for (const Reason reason : {Reason::kAcquireTimeout, Reason::kCancelled, Reason::kShutdown}) {
     std::optional<LockManager> far = *LockManager::Create(link_, {.clock = &clock_});
     link_->Will({}, Fate::kAnswered);
@@ -285,11 +285,44 @@ TEST_P(OutageTest, LimitsKeepTheirReasonAndSayWhatIsOpen) {
     if (reason == Reason::kCancelled) cancel.request_stop();
     if (reason == Reason::kShutdown) far.reset();
     clock_.AdvanceBy(absl::Seconds(1));
+    const bool timeout = reason == Reason::kAcquireTimeout;
     EXPECT_THAT(pending->status(),
-                HasReason(reason, AllOf(HasSubstr("no route"), HasSubstr("no reply"),
-                                        HasSubstr("may have been executed"))));
+                HasReason(timeout ? Reason::kBackendUnknown : reason,
+                          AllOf(HasSubstr(timeout ? "acquire_timeout is over (3s)" : "'a'"),
+                                HasSubstr("no route"), HasSubstr("no reply"),
+                                HasSubstr("may have been executed"))));
     EXPECT_FALSE(locks_.IsBusy("a"));
   }
+}
+
+TEST_P(OutageTest, ALimitThatIsSetUnderAnotherNameIsToldByThat) {
+  std::optional<Lock> held = *locks_.Acquire("a");
+  absl::Status done;
+  far_.RunAsync(
+      "a", {.max_occupation_time = absl::Seconds(3)},
+      [](LockContext, LockManager::FinishCallback) {},
+      [&](absl::Status status) { done = std::move(status); });
+  clock_.AdvanceBy(absl::Seconds(1));
+  link_->Will({Fate::kReplyLost}, Fate::kUnavailable);
+  held.reset();
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_THAT(
+      done, HasReason(Reason::kBackendUnknown, AllOf(HasSubstr("max_occupation_time is over (3s)"),
+                                                     Not(HasSubstr("acquire_timeout")))));
+  EXPECT_FALSE(locks_.IsBusy("a"));
+}
+
+TEST_P(OutageTest, AnAttemptThatIsOnlyUnderWayChangesNoReason) {
+  if (GetParam()) return;  // There, everything is answered.
+  std::optional<Lock> held = *locks_.Acquire("a");
+  auto pending = AskFar("a", {.acquire_timeout = absl::Seconds(3)});
+  clock_.AdvanceBy(absl::Seconds(1));
+  link_->Will({}, Fate::kHeld);
+  held.reset();
+  clock_.AdvanceBy(absl::Seconds(2));
+  EXPECT_THAT(pending->status(), HasReason(Reason::kAcquireTimeout, HasSubstr("not answered yet")));
+  link_->AnswerHeld();
+  EXPECT_FALSE(locks_.IsBusy("a"));
 }
 
 TEST_P(OutageTest, WhatIsNotAnsweredYetIsSaidAndGivenBack) {
@@ -642,7 +675,144 @@ TEST_P(OutageTest, AMemberWhoseOutcomeIsUnknownMakesTheSetsUnknown) {
   }
 }
 
-TEST_P(OutageTest, ASetsLimitsKeepTheirReasonAndSayWhatIsOpen) {
+TEST_P(OutageTest, ASetThatWaitsBehindAnotherIsAsImpatient) {
+  std::optional<Lock> held = *locks_.Acquire("b");
+  auto front = AskFar("b");
+  auto set = AskAllFar({"a", "b"}, {.outage_patience = absl::Seconds(2)});
+  clock_.AdvanceBy(absl::Seconds(1));
+  link_->Will({}, Fate::kUnavailable);
+  held.reset();
+  clock_.AdvanceBy(absl::Milliseconds(1990));
+  EXPECT_FALSE(set->result) << set->status();
+  clock_.AdvanceBy(absl::Milliseconds(20));
+  EXPECT_THAT(set->status(), HasReason(Reason::kBackendUnavailable,
+                                       AllOf(HasSubstr("'a', 'b'"), HasSubstr("no route"))));
+  EXPECT_FALSE(locks_.IsBusy("a"));
+  EXPECT_FALSE(front->result) << front->status();
+}
+
+TEST_P(OutageTest, ASetThatMayStillHoldAPartIsNeitherUnavailableNorRefused) {
+  for (const Fate fate : {Fate::kUnavailable, Fate::kRefused}) {
+    for (const absl::Status& failure :
+         {BackendUnavailableError("cut off"), BackendUnknownError("cut off"),
+          BackendRefusedError("cut off"), absl::InternalError("cut off")}) {
+      link_->Will({Fate::kAnswered}, fate);
+      link_->release_failure = failure;
+      auto set = AskAllFar(
+          {"a", "b"},
+          {.lease = absl::Seconds(9), .auto_renew = false, .outage_patience = absl::Seconds(2)});
+      clock_.AdvanceBy(absl::Milliseconds(2010));
+      EXPECT_THAT(set->status(),
+                  HasReason(Reason::kBackendUnknown,
+                            AllOf(HasSubstr("'a', 'b'"), HasSubstr("cut off"), HasSubstr("on 'a'"),
+                                  HasSubstr(fate == Fate::kRefused ? "not on this" : "no route"))));
+      EXPECT_TRUE(locks_.IsBusy("a"));
+      link_->release_failure = absl::OkStatus();
+      clock_.AdvanceBy(absl::Seconds(9));
+    }
+  }
+}
+
+TEST_P(OutageTest, ASetThatMayStillHoldWhatItGaveBackBeforeSaysSo) {
+  if (GetParam()) return;  // There, it takes nothing behind the first that is missing.
+  for (const bool timeout : {false, true}) {
+    link_->Will({}, Fate::kAnswered);
+    std::optional<Lock> held = *locks_.Acquire("b");
+    link_->release_failure = BackendUnavailableError("cut off");
+    link_->fails_for = "c";
+    auto set =
+        AskAllFar({"a", "b", "c"},
+                  {.lease = absl::Seconds(9),
+                   .auto_renew = false,
+                   .acquire_timeout = timeout ? absl::Seconds(5) : absl::InfiniteDuration(),
+                   .outage_patience = timeout ? absl::InfiniteDuration() : absl::Seconds(2)});
+    link_->release_failure = absl::OkStatus();
+    if (!timeout) link_->Will({}, Fate::kUnavailable);
+    clock_.AdvanceBy(absl::Seconds(5));
+    EXPECT_THAT(set->status(),
+                HasReason(Reason::kBackendUnknown,
+                          AllOf(HasSubstr("cut off"), HasSubstr("on 'c'"),
+                                HasSubstr(timeout ? "acquire_timeout" : "no route"))));
+    EXPECT_TRUE(locks_.IsBusy("c"));
+    EXPECT_FALSE(locks_.IsBusy("a"));
+    held.reset();
+    clock_.AdvanceBy(absl::Seconds(9));
+  }
+}
+
+TEST_P(OutageTest, ASetWaitsToHearThatNothingWasDone) {
+  if (GetParam()) return;  // There, everything is answered.
+  for (const bool fails : {false, true}) {
+    link_->Will({Fate::kAnswered}, Fate::kUnavailable);
+    link_->releases_later = true;
+    auto set = AskAllFar({"a", "b"}, {.outage_patience = absl::ZeroDuration()});
+    EXPECT_FALSE(set->result) << set->status();
+    if (fails) link_->release_failure = BackendUnavailableError("cut off");
+    link_->AnswerHeld();
+    EXPECT_EQ(ReasonOf(set->status()),
+              fails ? Reason::kBackendUnknown : Reason::kBackendUnavailable);
+    EXPECT_THAT(set->status().message(), HasSubstr(fails ? "cut off" : "no route"));
+    EXPECT_EQ(locks_.IsBusy("a"), fails);
+    link_->release_failure = absl::OkStatus();
+    link_->releases_later = false;
+  }
+}
+
+TEST_P(OutageTest, ASetWaitsForThatNoLongerThanItMay) {
+  if (GetParam()) return;
+  for (const Reason reason : {Reason::kAcquireTimeout, Reason::kCancelled, Reason::kShutdown}) {
+    std::optional<LockManager> far = *LockManager::Create(link_, {.clock = &clock_});
+    link_->Will({Fate::kAnswered}, Fate::kUnavailable);
+    link_->releases_later = true;
+    std::stop_source cancel;
+    auto set = std::make_shared<PendingSet>();
+    far->AcquireAllAsync({"a", "b"},
+                         {.acquire_timeout = absl::Seconds(9),
+                          .outage_patience = absl::ZeroDuration(),
+                          .cancel = cancel.get_token()},
+                         TellTo(set));
+    clock_.AdvanceBy(absl::Seconds(8));
+    EXPECT_FALSE(set->result) << set->status();
+    if (reason == Reason::kCancelled) cancel.request_stop();
+    if (reason == Reason::kShutdown) far.reset();
+    if (reason == Reason::kAcquireTimeout) clock_.AdvanceBy(absl::Seconds(1));
+    EXPECT_THAT(set->status(),
+                HasReason(Reason::kBackendUnknown,
+                          AllOf(HasSubstr("no route"), HasSubstr("not answered yet"))));
+    link_->AnswerHeld();
+    EXPECT_FALSE(locks_.IsBusy("a"));
+    link_->releases_later = false;
+  }
+}
+
+TEST_P(OutageTest, ABlockingSetWaitsToHearThatNothingWasDone) {
+  if (GetParam()) return;
+  link_->Will({Fate::kAnswered}, Fate::kUnavailable);
+  link_->releases_later = true;
+  std::thread other([&] {
+    link_->AwaitHeld(1);
+    link_->AnswerHeld();
+  });
+  EXPECT_THAT(far_.AcquireAll({"a", "b"}, {.outage_patience = absl::ZeroDuration()}),
+              HasReason(Reason::kBackendUnavailable));
+  other.join();
+  EXPECT_FALSE(locks_.IsBusy());
+}
+
+TEST_P(OutageTest, ASetWithoutAttemptsLeftSaysWhatIsOpen) {
+  std::deque<Fate> fates = {Fate::kReplyLost};
+  if (!GetParam()) fates.push_back(Fate::kDenied);  // Of the other one.
+  fates.push_back(Fate::kAnswered);
+  link_->Will(std::move(fates), Fate::kDenied);
+  auto set = AskAllFar({"a", "b"}, {.max_attempts = 1});
+  clock_.AdvanceBy(absl::Seconds(3));
+  EXPECT_THAT(set->status(),
+              HasReason(Reason::kBackendUnknown,
+                        AllOf(HasSubstr("max_attempts are used up"), HasSubstr("no reply"))));
+  EXPECT_FALSE(locks_.IsBusy());
+}
+
+TEST_P(OutageTest, WhatIsOpenOfASetIsSaidAndMakesTheEndOfTheTimeUnknown) {
   for (const Reason reason : {Reason::kAcquireTimeout, Reason::kCancelled, Reason::kShutdown}) {
     std::optional<LockManager> far = *LockManager::Create(link_, {.clock = &clock_});
     std::stop_source cancel;
@@ -656,8 +826,12 @@ TEST_P(OutageTest, ASetsLimitsKeepTheirReasonAndSayWhatIsOpen) {
     if (reason == Reason::kCancelled) cancel.request_stop();
     if (reason == Reason::kShutdown) far.reset();
     clock_.AdvanceBy(absl::Seconds(1));
-    EXPECT_THAT(set->status(), HasReason(reason, AllOf(HasSubstr("no route"), HasSubstr("no reply"),
-                                                       HasSubstr("may have been executed"))));
+    const bool timeout = reason == Reason::kAcquireTimeout;
+    EXPECT_THAT(set->status(),
+                HasReason(timeout ? Reason::kBackendUnknown : reason,
+                          AllOf(HasSubstr(timeout ? "acquire_timeout is over (3s)" : "'a', 'b'"),
+                                HasSubstr("no route"), HasSubstr("no reply"),
+                                HasSubstr("may have been executed"))));
     EXPECT_FALSE(locks_.IsBusy());
   }
 }
