@@ -1,6 +1,7 @@
 #include "latchkey/backends/quorum/quorum_backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <optional>
@@ -148,6 +149,8 @@ struct Attempt {
 
   const AcquisitionId caller;  // By which the caller names it.
   const std::string resource;
+  // Calls that are about to begin something with it. Grows under the quorum's mutex.
+  std::atomic<int> calls{0};
 
   absl::Mutex mutex;
   std::vector<Node> nodes ABSL_GUARDED_BY(mutex);
@@ -216,7 +219,24 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   size_t size() const { return servers_.size(); }
 
   AttemptPtr Find(AcquisitionId id) ABSL_LOCKS_EXCLUDED(mutex_);
-  AttemptPtr FindOrAdd(AcquisitionId id, std::string_view resource) ABSL_LOCKS_EXCLUDED(mutex_);
+  // An attempt that a call works on, and that nobody forgets meanwhile.
+  class InUse {
+   public:
+    InUse(std::shared_ptr<Quorum> quorum, AttemptPtr attempt)
+        : quorum_(std::move(quorum)), attempt_(std::move(attempt)) {}
+    InUse(const InUse&) = delete;
+    InUse& operator=(const InUse&) = delete;
+    ~InUse() {
+      attempt_->calls.fetch_sub(1);
+      quorum_->ForgetIfIdle(attempt_->caller, attempt_);
+    }
+    const AttemptPtr& attempt() const { return attempt_; }
+
+   private:
+    const std::shared_ptr<Quorum> quorum_;
+    const AttemptPtr attempt_;
+  };
+  InUse FindOrAdd(AcquisitionId id, std::string_view resource) ABSL_LOCKS_EXCLUDED(mutex_);
   // Forgets an attempt of which nothing is left on any server.
   void ForgetIfIdle(AcquisitionId id, const AttemptPtr& attempt) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -350,7 +370,7 @@ std::shared_ptr<Attempt> Quorum::Find(AcquisitionId id) {
   return found == attempts_.end() ? nullptr : found->second;
 }
 
-std::shared_ptr<Attempt> Quorum::FindOrAdd(AcquisitionId id, std::string_view resource) {
+Quorum::InUse Quorum::FindOrAdd(AcquisitionId id, std::string_view resource) {
   absl::MutexLock lock(&mutex_);
   // Reservations that nobody withdrew run out without a word.
   if (attempts_.size() >= sweep_at_) {
@@ -359,7 +379,8 @@ std::shared_ptr<Attempt> Quorum::FindOrAdd(AcquisitionId id, std::string_view re
   }
   AttemptPtr& attempt = attempts_[id];
   if (attempt == nullptr) attempt = std::make_shared<Attempt>(size(), id, std::string(resource));
-  return attempt;
+  attempt->calls.fetch_add(1);
+  return InUse(shared_from_this(), attempt);
 }
 
 void Quorum::ForgetIfIdle(AcquisitionId id, const AttemptPtr& attempt) {
@@ -371,7 +392,7 @@ void Quorum::ForgetIfIdle(AcquisitionId id, const AttemptPtr& attempt) {
 
 bool Quorum::IsIdle(Attempt& attempt) const {
   absl::MutexLock lock(&attempt.mutex);
-  if (attempt.busy || attempt.watching != nullptr) return false;
+  if (attempt.calls.load() > 0 || attempt.busy || attempt.watching != nullptr) return false;
   const absl::Time now = clock_.Now();
   for (const Node& node : attempt.nodes) {
     if (node.MayHave() || node.reserved_until > now || node.MayHaveLeft(now)) return false;
@@ -408,7 +429,8 @@ void Quorum::Leave(const AttemptPtr& attempt) {
 // ---- Obtain ------------------------------------------------------------------------------------
 
 void Quorum::Obtain(const ObtainRequest& request, ObtainCallback done) {
-  const AttemptPtr attempt = FindOrAdd(request.acquisition, request.resource);
+  const InUse in_use = FindOrAdd(request.acquisition, request.resource);
+  const AttemptPtr& attempt = in_use.attempt();
   auto round = std::make_shared<Round>();
   round->owner = std::string(request.owner);
   round->request = request;
@@ -1448,7 +1470,8 @@ void Quorum::WatchAgain(const AttemptPtr& attempt, size_t i, Actions& actions) {
 // ---- Watch -------------------------------------------------------------------------------------
 
 Subscription Quorum::Watch(const WatchRequest& request, WatchCallback on_event) {
-  const AttemptPtr attempt = FindOrAdd(request.acquisition, request.resource);
+  const InUse in_use = FindOrAdd(request.acquisition, request.resource);
+  const AttemptPtr& attempt = in_use.attempt();
   const AcquisitionId caller = request.acquisition;
   auto watching = std::make_shared<Attempt::Watching>();
   watching->role = request.role;

@@ -17,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
+#include "latchkey/core/clock.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/core/locking_protocol.h"
@@ -692,6 +693,49 @@ TEST_F(QuorumLeftoversTest, AnAnswerDoesNotSettleWhatWasDroppedBeforeAndNotGiven
   // For as long as it may be there.
   clock_.AdvanceBy(absl::Hours(1));
   EXPECT_EQ(ReasonOf(AskTheDead()), Reason::kBackendUnavailable);
+}
+
+// Does something when it is next asked for the time.
+class InterruptedClock final : public Clock {
+ public:
+  absl::Time Now() override {
+    if (interrupt != nullptr) std::exchange(interrupt, nullptr)();
+    return clock_.Now();
+  }
+  TimerId RunAt(absl::Time when, absl::AnyInvocable<void()> callback) override {
+    return clock_.RunAt(when, std::move(callback));
+  }
+  bool Cancel(TimerId timer) override { return clock_.Cancel(timer); }
+
+  absl::AnyInvocable<void()> interrupt;
+
+ private:
+  SimulatedClock clock_;
+};
+
+// Of an earlier round, on another thread.
+TEST_F(QuorumLeftoversTest, TheLastAnswerForgetsNothingOfARequestThatHasJustBegun) {
+  InterruptedClock clock;
+  quorum_ = *NewQuorumBackend({servers_.begin(), servers_.end()}, {.clock = &clock});
+  const AcquisitionId stranger = AcquisitionId::Next();
+  for (const int i : {1, 2}) Obtain(At(i).inner(), Request(stranger, 0)).IgnoreError();
+  At(0).for_releases = Server::Mode::kSlow;
+  ASSERT_TRUE(Denied());
+  At(0).for_releases.reset();
+  for (const int i : {1, 2}) {
+    At(i).inner().Release({.resource = "r", .acquisition = stranger},
+                          [](absl::StatusOr<ReleaseOutcome>) {});
+  }
+  clock.interrupt = [&] { At(0).Answer(); };
+  const absl::StatusOr<ObtainReply> reply = Ask();
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  ASSERT_EQ(reply->outcome, ObtainOutcome::kObtained);
+  EXPECT_EQ(clock.interrupt, nullptr);
+  EXPECT_EQ(Await<ReleaseOutcome>([&](auto done) {
+              quorum_->Release({.resource = "r", .acquisition = id_}, std::move(done));
+            }).value(),
+            ReleaseOutcome::kReleased);
+  EXPECT_FALSE(At(0).Held("r"));
 }
 
 TEST_F(QuorumLeftoversTest, NorDoesADenialWhatItCouldNotGiveBack) {
