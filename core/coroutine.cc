@@ -1,9 +1,11 @@
 #include "latchkey/core/coroutine.h"
 
+#include <optional>
 #include <string>
 #include <utility>
 
-#include "latchkey/core/internal/manager_core.h"
+#include "latchkey/core/base/lock_error.h"
+#include "latchkey/core/engine/manager_core.h"
 
 namespace latchkey {
 namespace {
@@ -82,20 +84,22 @@ bool LockAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
     return false;
   }
   const AcquireOptions& options = options_ != nullptr ? *options_ : copied_;
-  internal::Attempt attempt;
-  result_ = core_->Begin(resource_, options, owner_, attempt);
+  std::optional<internal::OpenRequest> open;
+  result_ = core_->Begin(resource_, options, owner_, open);
   if (result_) return false;
 
   const auto wait = internal::RefPtr<Wait>::Adopt(new Wait);
   wait->set_coroutine(coroutine);
   wait_ = wait;
-  internal::RefPtr<internal::Waiter> waiter =
-      core_->Wait(resource_, options, attempt, [wait](absl::StatusOr<Lock> lock) {
+  internal::RefPtr<internal::Waiter> waiter = core_->Wait(
+      resource_, options, *open,
+      [wait](absl::StatusOr<Lock> lock) {
         // Nobody wants it any more: the lock goes at once.
         if (wait->abandoned()) return;
         wait->value = std::move(lock);
         if (wait->End()) wait->Resume();
-      });
+      },
+      internal::Listener::kCallback);
   waiter_ = waiter.Release();
   return wait->Suspend();
 }

@@ -50,21 +50,22 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "latchkey/core/acquire_options.h"
-#include "latchkey/core/clock.h"
-#include "latchkey/core/executor.h"
-#include "latchkey/core/internal/callback_scope.h"
-#include "latchkey/core/internal/contain.h"
-#include "latchkey/core/internal/misuse.h"
-#include "latchkey/core/internal/ref_counted.h"
-#include "latchkey/core/lease.h"
-#include "latchkey/core/lock.h"
-#include "latchkey/core/lock_set.h"
-#include "latchkey/core/scoped_owner.h"
+#include "latchkey/core/base/callback_scope.h"
+#include "latchkey/core/base/clock.h"
+#include "latchkey/core/base/contain.h"
+#include "latchkey/core/base/executor.h"
+#include "latchkey/core/base/lease.h"
+#include "latchkey/core/base/misuse.h"
+#include "latchkey/core/base/ref_counted.h"
+#include "latchkey/core/base/scoped_owner.h"
+#include "latchkey/core/lock/lock.h"
+#include "latchkey/core/lock/lock_set.h"
+#include "latchkey/core/policy/acquire_options.h"
 
 namespace latchkey {
 
 namespace internal {
+class ManagerCore;
 struct SetWait;
 struct Waiter;
 }  // namespace internal

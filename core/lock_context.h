@@ -28,11 +28,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "latchkey/core/internal/hold.h"
-#include "latchkey/core/internal/ref_counted.h"
-#include "latchkey/core/lease.h"
-#include "latchkey/core/lock.h"
-#include "latchkey/core/lock_set.h"
+#include "latchkey/core/base/lease.h"
+#include "latchkey/core/base/ref_counted.h"
+#include "latchkey/core/lock/hold.h"
+#include "latchkey/core/lock/lock.h"
+#include "latchkey/core/lock/lock_set.h"
 
 namespace latchkey {
 

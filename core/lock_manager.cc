@@ -11,25 +11,16 @@
 #include "absl/base/no_destructor.h"
 #include "absl/base/optimization.h"
 #include "absl/strings/str_cat.h"
-#include "latchkey/core/internal/callback_scope.h"
-#include "latchkey/core/internal/contain.h"
-#include "latchkey/core/internal/lock_set_rep.h"
-#include "latchkey/core/internal/manager_core.h"
-#include "latchkey/core/internal/misuse.h"
-#include "latchkey/core/internal/run_state.h"
-#include "latchkey/core/lock_error.h"
-#include "latchkey/core/scoped_owner.h"
+#include "latchkey/core/base/callback_scope.h"
+#include "latchkey/core/base/contain.h"
+#include "latchkey/core/base/lock_error.h"
+#include "latchkey/core/base/misuse.h"
+#include "latchkey/core/base/scoped_owner.h"
+#include "latchkey/core/engine/manager_core.h"
+#include "latchkey/core/lock/lock_set_rep.h"
+#include "latchkey/core/run_state.h"
 
 namespace latchkey {
-
-namespace internal {
-
-absl::Status MovedFromError(std::string_view call) {
-  return MakeError(Reason::kMovedFrom,
-                   absl::StrCat(call, " was called on a lock manager that was moved from"));
-}
-
-}  // namespace internal
 
 namespace {
 

@@ -36,78 +36,22 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "latchkey/core/acquire_options.h"
-#include "latchkey/core/clock.h"
+#include "latchkey/core/base/clock.h"
+#include "latchkey/core/base/executor.h"
+#include "latchkey/core/base/lease.h"
+#include "latchkey/core/base/lock_error.h"
+#include "latchkey/core/base/observer.h"
+#include "latchkey/core/base/scoped_owner.h"
 #include "latchkey/core/coroutine.h"
-#include "latchkey/core/executor.h"
-#include "latchkey/core/lease.h"
-#include "latchkey/core/lock.h"
+#include "latchkey/core/lock/lock.h"
+#include "latchkey/core/lock/lock_set.h"
+#include "latchkey/core/lock/resource_snapshot.h"
 #include "latchkey/core/lock_context.h"
-#include "latchkey/core/lock_error.h"
-#include "latchkey/core/lock_set.h"
-#include "latchkey/core/locking_protocol.h"
-#include "latchkey/core/observer.h"
-#include "latchkey/core/policy/admission_policy.h"
-#include "latchkey/core/policy/preemption_policy.h"
-#include "latchkey/core/policy/queue_policy.h"
-#include "latchkey/core/policy/retry_policy.h"
-#include "latchkey/core/scoped_owner.h"
+#include "latchkey/core/policy/acquire_options.h"
+#include "latchkey/core/policy/lock_manager_options.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey {
-
-struct LockManagerOptions {
-  // Null: RealClock(), InlineExecutor().
-  Clock* clock = nullptr;
-  Executor* executor = nullptr;
-
-  // Null: LimitPending(), PriorityQueue(), PreemptLower(), ExponentialBackoff().
-  std::shared_ptr<const AdmissionPolicy> admission = nullptr;
-  std::shared_ptr<const QueuePolicy> queue = nullptr;
-  std::shared_ptr<const PreemptionPolicy> preemption = nullptr;
-  std::shared_ptr<const RetryPolicy> retry = nullptr;
-
-  // Hears what happens; null: nobody.
-  std::shared_ptr<Observer> observer = nullptr;
-
-  // Seeds the jitter of back-off, for runs that can be repeated; 0: from the system.
-  uint64_t random_seed = 0;
-
-  // Fail a request (kDeadlock) that would wait for ever because named owners wait for each other in
-  // a circle. Every wait of a named owner counts, also one with a timeout, for a hold whose lease
-  // will end, or for a holder that was asked to yield; not one that takes by force after a grace,
-  // and not one of a set that gives back what it holds to whoever waits for that.
-  bool detect_deadlocks = true;
-};
-
-// What a manager knows of one resource, for diagnostics.
-struct ResourceSnapshot {
-  // The holder and its successor, of whatever manager where the backend can tell, else of this one.
-  ResourceState state = {};
-  // Those of this manager that wait, in the order in which they are next: the successor, if it is
-  // one of them, and then by the queue policy.
-  struct Waiter {
-    std::string owner = {};
-    Priority priority = 0;
-    absl::Duration waited = absl::ZeroDuration();
-    bool reserved = false;  // It is the successor.
-  };
-  std::vector<Waiter> waiters = {};
-};
-
-using AcquireCallback = absl::AnyInvocable<void(absl::StatusOr<Lock>)>;
-using AcquireAllCallback = absl::AnyInvocable<void(absl::StatusOr<LockSet>)>;
-
-// One member of a set, with an owner, a priority and options of its own.
-struct LockRequest {
-  std::string resource = {};
-  AcquireOptions options = {};
-};
-
-// In which order a set takes its members.
-enum class LockOrder {
-  kSorted,  // By their bytes. Sets that do so never wait for each other in a circle.
-  kAsGiven,
-};
 
 class LockManager {
  public:

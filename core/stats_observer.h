@@ -23,8 +23,8 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "latchkey/core/lock_error.h"
-#include "latchkey/core/observer.h"
+#include "latchkey/core/base/lock_error.h"
+#include "latchkey/core/base/observer.h"
 
 namespace latchkey {
 

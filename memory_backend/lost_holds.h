@@ -14,7 +14,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
-#include "latchkey/core/lease.h"
+#include "latchkey/core/base/lease.h"
 
 namespace latchkey::memory_backend_internal {
 

@@ -17,8 +17,8 @@
 
 #include <memory>
 
-#include "latchkey/core/clock.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/base/clock.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey {
 

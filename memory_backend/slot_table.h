@@ -19,7 +19,7 @@
 #include <string_view>
 #include <vector>
 
-#include "latchkey/core/lease.h"
+#include "latchkey/core/base/lease.h"
 
 namespace latchkey::memory_backend_internal {
 

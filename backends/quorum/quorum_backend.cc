@@ -14,8 +14,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "latchkey/core/blocked_thread.h"
-#include "latchkey/core/lock_error.h"
+#include "latchkey/core/base/blocked_thread.h"
+#include "latchkey/core/base/lock_error.h"
 
 namespace latchkey {
 namespace {

@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "latchkey/core/clock.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/base/clock.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey {
 

@@ -27,7 +27,7 @@
 #include "latchkey/backends/redis/replies.h"
 #include "latchkey/backends/redis/scripts.h"
 #include "latchkey/backends/redis/wire.h"
-#include "latchkey/core/lock_error.h"
+#include "latchkey/core/base/lock_error.h"
 
 namespace latchkey::redis {
 namespace {

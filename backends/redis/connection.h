@@ -40,8 +40,8 @@
 #include "absl/time/time.h"
 #include "hiredis/hiredis.h"
 #include "latchkey/backends/redis/redis_url.h"
-#include "latchkey/core/blocked_thread.h"
-#include "latchkey/core/lock_error.h"
+#include "latchkey/core/base/blocked_thread.h"
+#include "latchkey/core/base/lock_error.h"
 
 namespace latchkey::redis {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/base/no_destructor.h"
-#include "latchkey/core/clock.h"
+#include "latchkey/core/base/clock.h"
 
 namespace latchkey::redis {
 namespace {

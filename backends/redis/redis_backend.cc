@@ -30,8 +30,8 @@
 #include "latchkey/backends/redis/refusal.h"
 #include "latchkey/backends/redis/replies.h"
 #include "latchkey/backends/redis/wire.h"
-#include "latchkey/core/blocked_thread.h"
-#include "latchkey/core/lock_error.h"
+#include "latchkey/core/base/blocked_thread.h"
+#include "latchkey/core/base/lock_error.h"
 
 namespace latchkey {
 namespace redis {

@@ -9,7 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "latchkey/core/lock_error.h"
+#include "latchkey/core/base/lock_error.h"
 
 namespace latchkey::redis {
 namespace {

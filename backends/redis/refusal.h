@@ -16,7 +16,7 @@
 
 #include <string_view>
 
-#include "latchkey/core/lock_error.h"
+#include "latchkey/core/base/lock_error.h"
 
 namespace latchkey::redis {
 

@@ -15,8 +15,8 @@
 
 #include "absl/time/time.h"
 #include "latchkey/backends/redis/scripts.h"
-#include "latchkey/core/lease.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/base/lease.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey::redis {
 

@@ -15,7 +15,7 @@
 #include <memory>
 #include <string>
 
-#include "latchkey/core/lease.h"
+#include "latchkey/core/base/lease.h"
 
 namespace latchkey {
 

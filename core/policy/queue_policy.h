@@ -16,7 +16,7 @@
 
 #include "absl/numeric/int128.h"
 #include "absl/time/time.h"
-#include "latchkey/core/lease.h"
+#include "latchkey/core/base/lease.h"
 
 namespace latchkey {
 

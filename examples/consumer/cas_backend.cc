@@ -3,8 +3,8 @@
 #include <string>
 #include <utility>
 
-#include "latchkey/core/lock_record.h"
-#include "latchkey/core/record_watchers.h"
+#include "latchkey/core/protocol/lock_record.h"
+#include "latchkey/core/protocol/record_watchers.h"
 
 namespace example {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "cas_store.h"
 #include "latchkey/core/clock.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace example {
 

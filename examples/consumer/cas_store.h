@@ -15,7 +15,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "latchkey/core/lock_record.h"
+#include "latchkey/core/protocol/lock_record.h"
 
 namespace example {
 

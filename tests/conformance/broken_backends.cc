@@ -19,9 +19,9 @@
 #include "latchkey/core/clock.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock_error.h"
-#include "latchkey/core/lock_record.h"
-#include "latchkey/core/locking_protocol.h"
-#include "latchkey/core/record_watchers.h"
+#include "latchkey/core/protocol/lock_record.h"
+#include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/record_watchers.h"
 #include "latchkey/tests/conformance/conformance.h"
 
 namespace latchkey {

@@ -41,7 +41,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/clock.h"
 #include "latchkey/core/lease.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey {
 

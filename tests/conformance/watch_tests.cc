@@ -12,7 +12,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lease.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/conformance/conformance.h"
 
 namespace latchkey {

@@ -1,5 +1,5 @@
 // A thread that waits in poll() for an answer: what wakes it, and what it says to the sources.
-#include "latchkey/core/blocked_thread.h"
+#include "latchkey/core/base/blocked_thread.h"
 
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "latchkey/core/internal/blocker.h"
+#include "latchkey/core/base/blocker.h"
 #include "latchkey/core/lease.h"
 
 namespace latchkey {

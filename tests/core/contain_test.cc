@@ -1,4 +1,4 @@
-#include "latchkey/core/internal/contain.h"
+#include "latchkey/core/base/contain.h"
 
 #include <stdexcept>
 #include <string>

@@ -24,7 +24,7 @@
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/core/locker.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/core/transaction.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/fault_injecting_protocol.h"

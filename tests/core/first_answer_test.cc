@@ -18,7 +18,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/core/policy/admission_policy.h"
 #include "latchkey/core/policy/preemption_policy.h"
 #include "latchkey/core/policy/queue_policy.h"

@@ -1,6 +1,6 @@
 // The reference of all backends: each line of the protocol, what is told to whom, and, on random
 // steps, what holds at every moment. Replies alone are also covered by tests/conformance.
-#include "latchkey/core/lock_record.h"
+#include "latchkey/core/protocol/lock_record.h"
 
 #include <algorithm>
 #include <limits>

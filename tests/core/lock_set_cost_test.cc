@@ -21,7 +21,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/clock.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/fault_injecting_protocol.h"
 #include "latchkey/tests/support/lock_manager_fixture.h"

@@ -31,7 +31,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 
 namespace latchkey {

@@ -1,5 +1,5 @@
 // What core/locking_protocol itself does: checks of requests, subscriptions, the optional steps.
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 #include <memory>
 #include <optional>

@@ -12,7 +12,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/support/lock_manager_fixture.h"
 #include "latchkey/tests/support/lock_matchers.h"
 

@@ -1,6 +1,6 @@
 // What becomes of a request whose backend fails: how long it goes on, what it ends with, and that
 // "unavailable" means that nothing was done, however many attempts there were.
-#include "latchkey/core/internal/outage.h"
+#include "latchkey/core/engine/outage.h"
 
 #include <deque>
 #include <functional>
@@ -23,7 +23,7 @@
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/core/locker.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/core/policy/retry_policy.h"
 #include "latchkey/core/stats_observer.h"
 #include "latchkey/core/transaction.h"

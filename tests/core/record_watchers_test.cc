@@ -1,6 +1,6 @@
 // What the conformance suite cannot see: reports that come late, twice or out of order, and what is
 // left behind.
-#include "latchkey/core/record_watchers.h"
+#include "latchkey/core/protocol/record_watchers.h"
 
 #include <limits>
 #include <memory>

@@ -9,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
-#include "latchkey/core/lock_record.h"
+#include "latchkey/core/protocol/lock_record.h"
 #include "latchkey/tests/fuzz/fuzz_input.h"
 
 namespace latchkey {

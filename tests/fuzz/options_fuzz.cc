@@ -23,7 +23,7 @@
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/core/policy/admission_policy.h"
 #include "latchkey/core/policy/preemption_policy.h"
 #include "latchkey/core/policy/queue_policy.h"

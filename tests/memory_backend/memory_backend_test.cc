@@ -16,7 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/support/random_steps.h"
 #include "latchkey/tests/support/simulated_clock.h"
 

@@ -45,7 +45,7 @@ def negative_control(name, bug, source, edits, world, finds, seeds):
             ":simulation",
             "//backends/quorum:quorum_backend",
             "//core:lock_manager",
-            "//core:lock_record",
+            "//core/protocol:lock_record",
             "//memory_backend",
             "@com_google_absl//absl/strings",
             "@com_google_googletest//:gtest",

@@ -35,7 +35,7 @@
 
 #include "absl/time/time.h"
 #include "latchkey/core/clock.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey {
 

@@ -16,7 +16,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/random_steps.h"
 #include "latchkey/tests/support/simulated_clock.h"

@@ -13,7 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "latchkey/core/lock_record.h"
+#include "latchkey/core/protocol/lock_record.h"
 
 namespace latchkey {
 namespace {

@@ -31,7 +31,7 @@
 
 #include "absl/time/time.h"
 #include "latchkey/core/lease.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey {
 

@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
-#include "latchkey/core/lock_record.h"
+#include "latchkey/core/protocol/lock_record.h"
 
 namespace latchkey {
 namespace {

@@ -18,7 +18,7 @@
 #include <string>
 
 #include "absl/time/time.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey {
 

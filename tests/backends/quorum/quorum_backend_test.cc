@@ -20,7 +20,7 @@
 #include "latchkey/core/clock.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/simulated_clock.h"

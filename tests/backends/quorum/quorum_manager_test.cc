@@ -14,7 +14,7 @@
 #include "latchkey/backends/quorum/quorum_backend.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/core/policy/admission_policy.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/fault_injecting_protocol.h"

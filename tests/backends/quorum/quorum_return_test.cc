@@ -13,7 +13,7 @@
 #include "latchkey/backends/quorum/quorum_backend.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/backends/quorum/servers.h"
 #include "latchkey/tests/support/fault_injecting_protocol.h"
 #include "latchkey/tests/support/simulated_clock.h"

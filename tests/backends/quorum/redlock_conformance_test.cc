@@ -10,7 +10,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/backends/quorum/quorum_backend.h"
 #include "latchkey/backends/redis/redis_backend.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/backends/redis/settle.h"
 #include "latchkey/tests/conformance/conformance.h"
 #include "latchkey/tests/support/await.h"

@@ -15,7 +15,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/clock.h"
 #include "latchkey/core/lock_error.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 
 namespace latchkey {

@@ -14,7 +14,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/backends/redis/redis_backend.h"
 #include "latchkey/core/lock_error.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/redis_server.h"
 #include "latchkey/tests/support/tcp_proxy.h"

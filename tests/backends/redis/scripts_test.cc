@@ -28,7 +28,7 @@
 #include "gtest/gtest.h"
 #include "hiredis/hiredis.h"
 #include "latchkey/backends/redis/wire.h"
-#include "latchkey/core/lock_record.h"
+#include "latchkey/core/protocol/lock_record.h"
 #include "latchkey/tests/support/redis_server.h"
 
 namespace latchkey::redis {

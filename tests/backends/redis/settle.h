@@ -11,7 +11,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/support/await.h"
 
 namespace latchkey {

@@ -20,7 +20,7 @@
 #include "latchkey/backends/quorum/quorum_backend.h"
 #include "latchkey/backends/redis/redis_backend.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/redis_server.h"
 #include "latchkey/tests/support/server_clock.h"

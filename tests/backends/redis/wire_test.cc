@@ -11,7 +11,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/backends/redis/scripts.h"
 #include "latchkey/core/lease.h"
-#include "latchkey/core/locking_protocol.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey::redis {
 namespace {
