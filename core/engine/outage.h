@@ -48,7 +48,7 @@ class Outage {
   absl::Time since() const { return since_; }
   // Is the outcome of an attempt not known?
   bool unsettled() const { return !unsettled_.ok(); }
-  // Not only since it is not answered yet?
+  // Was the backend's answer to one of them that it does not know? (Else they are only unanswered.)
   bool ended_unknown() const { return ended_unknown_; }
 
   // What a request ends with for this; something must have been noted.

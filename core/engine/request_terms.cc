@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/base/optimization.h"
+#include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/base/contain.h"
 #include "latchkey/core/base/lock_error.h"
@@ -172,7 +173,9 @@ absl::Status MakeTerms(const BackendCapabilities& backend, const PreemptionPolic
                        std::string_view ambient_owner, std::string_view resource,
                        const AcquireOptions& options, RequestTerms& terms) {
   if (ABSL_PREDICT_FALSE(resource.empty() || !AreValid(options) || !AreOffered(backend, options))) {
-    return CheckOptions(backend, resource, options);
+    absl::Status bad = CheckOptions(backend, resource, options);
+    DCHECK(!bad.ok()) << "an option was refused that has nothing wrong";
+    return bad;
   }
   terms.owner = options.owner.empty() ? ambient_owner : std::string_view(options.owner);
   terms.priority = options.priority;

@@ -85,8 +85,8 @@ struct AcquireOptions {
   // but for no more than half of the time that is left. The first failure after this time ends the
   // request, with the backend's error; an answer before ends the outage. Zero: the first failure
   // decides. Infinite: as long as the request may wait. `acquire_timeout` bounds it in any case.
-  // Behind others that wait for the same lock in this manager, a request asks nothing itself: then
-  // what the backend answers, or fails to answer, those before it counts.
+  // A request that waits behind others of this manager for the same lock asks nothing itself: what
+  // the backend answers those others, or fails to answer, counts for it, too.
   absl::Duration outage_patience = absl::InfiniteDuration();
 
   // How often the backend may answer "denied" before the request fails; positive. The first answer

@@ -2,8 +2,11 @@
 // "unavailable" means that nothing was done, however many attempts there were.
 #include "latchkey/core/engine/outage.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -77,11 +80,14 @@ class BrokenLink : public LockingProtocol {
     absl::MutexLock lock(&mu_);
     mu_.Await(absl::Condition(&there));
   }
-  void AnswerHeld() {
+  // All of them, or the first so many.
+  void AnswerHeld(size_t most = std::numeric_limits<size_t>::max()) {
     std::vector<std::function<void()>> held;
     {
       absl::MutexLock lock(&mu_);
-      held.swap(held_);
+      const auto end = held_.begin() + std::min(most, held_.size());
+      held.assign(held_.begin(), end);
+      held_.erase(held_.begin(), end);
     }
     for (const auto& answer : held) answer();
   }
@@ -571,6 +577,25 @@ TEST_P(OutageTest, AnOlderQuestionThatFailsBeginsNoOutageBeforeTheLastAnswer) {
   EXPECT_FALSE(behind->result) << behind->status();
   clock_.AdvanceBy(absl::Seconds(2));
   EXPECT_THAT(behind->status(), HasReason(Reason::kBackendUnavailable));
+}
+
+TEST_P(OutageTest, WhatFailsForOneThatHasGivenUpCountsForThoseBehind) {
+  if (GetParam()) return;
+  std::optional<Lock> held = *locks_.Acquire("a");
+  auto behind = AskFar("a", {.outage_patience = absl::Seconds(2)});
+  link_->Will({}, Fate::kFailsLater);
+  // Each comes first, and has given up by the time that the backend's failure to answer it is
+  // known. Then there is another one.
+  std::vector<std::shared_ptr<Pending>> urgent;
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_FALSE(behind->result) << behind->status();
+    urgent.push_back(AskFar("a", {.priority = i + 1, .acquire_timeout = absl::Milliseconds(500)}));
+    clock_.AdvanceBy(absl::Milliseconds(250));
+    if (i == 0) continue;
+    EXPECT_TRUE(urgent[i - 1]->failed());
+    link_->AnswerHeld(1);
+  }
+  EXPECT_THAT(behind->status(), HasReason(Reason::kBackendUnavailable, HasSubstr("no route")));
 }
 
 TEST_P(OutageTest, AnAnswerThatIsTooLateForOneIsNoOutageOfThoseBehind) {
