@@ -19,8 +19,6 @@ namespace {
 // Whoever has less time than this to wait does not try again before it queues.
 constexpr absl::Duration kTimeToSpin = absl::Milliseconds(1);
 
-bool IsLock(const Lock& lock) { return lock.fencing_token() != 0; }
-
 void Withdraw(LockingProtocol& backend, const ResourceName& resource, AcquisitionId id) {
   backend.Release({resource, id, 0}, [](absl::StatusOr<ReleaseOutcome>) {});
 }
@@ -36,7 +34,7 @@ void LearnEnd(EngineContext& engine, const ResourceName& resource, OpenRequest& 
   }
 }
 
-// The lock, if that is what it was told.
+// The lock, if that is what it was told; else `answer` says what came instead.
 Lock Take(EngineContext& engine, QueueShard& shard, const ResourceName& resource, OpenRequest& open,
           absl::StatusOr<ObtainReply>& answer) {
   if (ABSL_PREDICT_FALSE(open.asked_at == kUntimed && answer.ok() && answer->token != 0 &&
@@ -44,7 +42,6 @@ Lock Take(EngineContext& engine, QueueShard& shard, const ResourceName& resource
     LearnEnd(engine, resource, open, answer);
   }
   if (!answer.ok() || answer->token == 0) {
-    open.first = std::move(answer);
     return Lock();
   }
   if (Observer* const seen = engine.observer()) {
@@ -53,6 +50,41 @@ Lock Take(EngineContext& engine, QueueShard& shard, const ResourceName& resource
   }
   open.keep.Release();  // It is the lock's now.
   return LockOf(engine, shard, resource, open.id, open.terms, open.asked_at, Grant(*answer));
+}
+
+// A lock that others have is likely to be free again before this thread would be asleep.
+PlainGrant SpinPlainly(EngineContext& engine, const ResourceName& resource,
+                       const AcquireOptions& options, std::string_view owner, PlainTry& tried) {
+  PlainGrant grant;
+  const bool spins = engine.barging() && options.max_attempts == AcquireOptions::kUnlimited &&
+                     options.acquire_timeout >= kTimeToSpin;
+  for (Spin spin; spins && grant.token == 0 && tried.answer->ok() &&
+                  (*tried.answer)->outcome == ObtainOutcome::kDenied && spin.Again();) {
+    std::unique_ptr<absl::StatusOr<ObtainReply>> other;
+    grant = AskPlainly(engine.backend(), resource, tried.id, options, owner, other);
+    if (grant.token == 0) tried.answer = std::move(other);
+  }
+  return grant;
+}
+
+// Asks, unless others come first. No lock: it is to wait, and open.first says what it was told.
+Lock AskIfItMay(EngineContext& engine, QueueShard& shard, const ResourceName& resource,
+                const AcquireOptions& options, bool others_wait, OpenRequest& open) {
+  const bool asks =
+      engine.capabilities().answers_at_once && !options.cancel.stop_requested() &&
+      (engine.GoesDirectly(open.terms, options) || !(others_wait || shard.HasWaiters(resource)));
+  if (!asks) return Lock();
+  if (engine.NeedsTime(open.terms)) open.asked_at = engine.clock().Now();
+  ObtainRequest request = RequestOf(resource, open.id, open.terms);
+  // Past a queue, a request may only re-enter or take what is free, unless it comes before all that
+  // wait there: they were first to ask the holder to yield.
+  if (!engine.barging() && shard.IsAnyoneAhead(resource, request.priority)) {
+    request.reserve_below.reset();
+  }
+  absl::StatusOr<ObtainReply> answer = AskNow(engine.backend(), request);
+  Lock lock = Take(engine, shard, resource, open, answer);
+  if (!IsLock(lock)) open.first = std::make_unique<absl::StatusOr<ObtainReply>>(std::move(answer));
+  return lock;
 }
 
 // One that neither waits nor reserves.
@@ -72,7 +104,6 @@ absl::StatusOr<Lock> TakeTried(EngineContext& engine, QueueShard& shard,
                                absl::StatusOr<ObtainReply>& answer) {
   Lock lock = Take(engine, shard, resource, open, answer);
   if (IsLock(lock)) return lock;
-  answer = *std::move(open.first);
   if (answer.ok()) return HeldByOtherError(resource, *answer);
   if (MayHaveBeenDone(answer.status())) Withdraw(engine.backend(), resource, open.id);
   return CouldNotLock(resource, answer.status());
@@ -110,7 +141,7 @@ struct Answer : RefCounted<Answer> {
 absl::StatusOr<ObtainReply> AskNow(LockingProtocol& backend, const ObtainRequest& request) {
   absl::StatusOr<ObtainReply> answer = absl::StatusOr<ObtainReply>(ObtainReply());
   backend.Obtain(request,
-                 [&answer](absl::StatusOr<ObtainReply> reply) { answer = std::move(reply); });
+                 [&answer](absl::StatusOr<ObtainReply>&& reply) { answer = std::move(reply); });
   return answer;
 }
 
@@ -142,51 +173,30 @@ Lock LockOf(EngineContext& engine, QueueShard& shard, const ResourceName& resour
 // ---- Requests that may wait ----
 
 Lock GoOn(EngineContext& engine, QueueShard& shard, const ResourceName& resource,
-          const AcquireOptions& options, std::string_view owner, bool spins, AcquisitionId id,
-          std::unique_ptr<absl::StatusOr<ObtainReply>> other, std::optional<OpenRequest>& open) {
-  // The lock is likely to be free again before this thread would be asleep.
-  spins = spins && engine.barging() && options.max_attempts == AcquireOptions::kUnlimited &&
-          options.acquire_timeout >= kTimeToSpin;
-  for (Spin spin;
-       spins && other->ok() && (*other)->outcome == ObtainOutcome::kDenied && spin.Again();) {
-    other.reset();
-    Lock lock = AskPlainly(engine, shard, resource, id, options, owner, other);
-    if (other == nullptr) return lock;
+          const AcquireOptions& options, std::string_view owner, bool spins, PlainTry tried,
+          OpenRequest& open) {
+  if (tried.answer != nullptr) {
+    const PlainGrant late =
+        spins ? SpinPlainly(engine, resource, options, owner, tried) : PlainGrant();
+    if (late.token != 0) {
+      shard.Ref();
+      return LockMaker::Plain(shard, tried.id, late.token, late.hint);
+    }
   }
-  open.emplace(shard);
-  open->terms = PlainTerms(owner, options);
-  open->id = id;
-  Lock lock = Take(engine, shard, resource, *open, *other);
-  if (IsLock(lock)) open.reset();
-  return lock;
-}
-
-Lock AskGenerally(EngineContext& engine, QueueShard& shard, const ResourceName& resource,
-                  const AcquireOptions& options, std::string_view owner, bool is_plain,
-                  bool others_wait, std::optional<OpenRequest>& open) {
-  open.emplace(shard);
-  if (is_plain) {
-    open->terms = PlainTerms(owner, options);
+  if (tried.is_plain) {
+    open.terms = PlainTerms(owner, options);
   } else {
-    open->error = engine.TermsOf(resource, options, open->terms);
-    if (ABSL_PREDICT_FALSE(!open->error.ok())) return Lock();
-    if (!owner.empty()) open->terms.owner = owner;
+    open.error = engine.TermsOf(resource, options, open.terms);
+    if (ABSL_PREDICT_FALSE(!open.error.ok())) return Lock();
+    if (!owner.empty()) open.terms.owner = owner;
   }
-  open->id = AcquisitionId::Next();
-  const bool asks =
-      engine.capabilities().answers_at_once && !options.cancel.stop_requested() &&
-      (engine.GoesDirectly(open->terms, options) || !(others_wait || shard.HasWaiters(resource)));
-  if (!asks) return Lock();
-  if (engine.NeedsTime(open->terms)) open->asked_at = engine.clock().Now();
-  ObtainRequest request = RequestOf(resource, open->id, open->terms);
-  // Past a queue, a request may only re-enter or take what is free, unless it comes before all that
-  // wait there: they were first to ask the holder to yield.
-  if (!engine.barging() && shard.IsAnyoneAhead(resource, request.priority)) {
-    request.reserve_below.reset();
+  if (tried.answer == nullptr) {
+    open.id = AcquisitionId::Next();
+    return AskIfItMay(engine, shard, resource, options, tried.others_wait, open);
   }
-  absl::StatusOr<ObtainReply> answer = AskNow(engine.backend(), request);
-  Lock lock = Take(engine, shard, resource, *open, answer);
-  if (IsLock(lock)) open.reset();
+  open.id = tried.id;
+  Lock lock = Take(engine, shard, resource, open, *tried.answer);
+  if (!IsLock(lock)) open.first = std::move(tried.answer);
   return lock;
 }
 

@@ -42,7 +42,7 @@ absl::StatusOr<ObtainReply> AskNow(LockingProtocol& backend, const ObtainRequest
 Lock LockOf(EngineContext& engine, QueueShard& shard, const ResourceName& resource,
             AcquisitionId id, const RequestTerms& terms, absl::Time sent, const Grant& grant);
 
-// A request whose first question did not get it the lock: it failed, or it is to wait.
+// A request on its way: one whose first question did not get it the lock failed, or is to wait.
 struct OpenRequest {
   explicit OpenRequest(QueueShard& shard) : keep(shard) {}
 
@@ -50,34 +50,47 @@ struct OpenRequest {
   absl::Status error;  // OK: it is to wait.
   RequestTerms terms;
   AcquisitionId id;
-  // What it was told, if it asked: no grant, or an error of the backend.
-  std::optional<absl::StatusOr<ObtainReply>> first;
+  // What it was told: no grant, or an error of the backend. Null: it has not asked.
+  std::unique_ptr<absl::StatusOr<ObtainReply>> first;
   absl::Time asked_at = kUntimed;
 };
 
-// What becomes of a plain request that was told `other` instead of a grant without end.
-Lock GoOn(EngineContext& engine, QueueShard& shard, const ResourceName& resource,
-          const AcquireOptions& options, std::string_view owner, bool spins, AcquisitionId id,
-          std::unique_ptr<absl::StatusOr<ObtainReply>> other, std::optional<OpenRequest>& open);
-// Of one that is not plain, or that others are known to wait before (`others_wait`).
-Lock AskGenerally(EngineContext& engine, QueueShard& shard, const ResourceName& resource,
-                  const AcquireOptions& options, std::string_view owner, bool is_plain,
-                  bool others_wait, std::optional<OpenRequest>& open);
+// How far a request has come that did not get its lock by asking plainly.
+struct PlainTry {
+  bool is_plain = false;
+  bool others_wait = false;  // True: they are known to.
+  // If it asked: as what, and what it was told.
+  AcquisitionId id = {};
+  std::unique_ptr<absl::StatusOr<ObtainReply>> answer = nullptr;
+};
 
-// Asks for a plain request (EngineContext::IsPlain), and takes a live reference for the lock if
-// there is one. Without a grant of a hold without end, `other` says what came instead.
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock AskPlainly(
-    EngineContext& engine, QueueShard& shard, const ResourceName& resource, AcquisitionId id,
-    const AcquireOptions& options, std::string_view owner,
-    std::unique_ptr<absl::StatusOr<ObtainReply>>& other) {
+// Goes on from there, and asks if it has not. The lock; or none, and `open` says why not. A
+// non-empty `owner` replaces that of the options; it must outlive `open`. `spins`: may try for some
+// time to get a lock that is about to be free again.
+Lock GoOn(EngineContext& engine, QueueShard& shard, const ResourceName& resource,
+          const AcquireOptions& options, std::string_view owner, bool spins, PlainTry tried,
+          OpenRequest& open);
+inline bool IsLock(const Lock& lock) { return lock.fencing_token() != 0; }
+
+// What a plain hold is known by. No token: there is none.
+struct PlainGrant {
   FencingToken token = 0;
   LeaseHint hint = 0;
+};
+
+// Asks for a plain request (EngineContext::IsPlain). Without a grant of a hold without end, `other`
+// says what came instead.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline PlainGrant AskPlainly(
+    LockingProtocol& backend, const ResourceName& resource, AcquisitionId id,
+    const AcquireOptions& options, std::string_view owner,
+    std::unique_ptr<absl::StatusOr<ObtainReply>>& other) {
+  PlainGrant grant;
   // By reference, since the answer is large.
-  const auto done = [&token, &hint, &other](absl::StatusOr<ObtainReply>&& answer) {
+  const auto done = [&grant, &other](absl::StatusOr<ObtainReply>&& answer) {
     if (ABSL_PREDICT_TRUE(answer.ok() && answer->token != 0 &&
                           answer->remaining == absl::InfiniteDuration())) {
-      token = answer->token;
-      hint = answer->hint;
+      grant.token = answer->token;
+      grant.hint = answer->hint;
     } else {
       other = std::make_unique<absl::StatusOr<ObtainReply>>(std::move(answer));
     }
@@ -90,40 +103,33 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline Lock AskPlainly(
   request.priority = options.priority;
   request.preemptible = options.preemptible;
   request.reserve_below = kReserveBelowAll;
-  engine.backend().Obtain(
-      request, [&done](absl::StatusOr<ObtainReply>&& answer) { done(std::move(answer)); });
-  if (ABSL_PREDICT_FALSE(token == 0)) return Lock();
-  shard.Ref();
-  return LockMaker::Plain(shard, id, token, hint);
+  backend.Obtain(request,
+                 [&done](absl::StatusOr<ObtainReply>&& answer) { done(std::move(answer)); });
+  return grant;
 }
 
-// Asks if that takes no waiting. The lock; or what `otherwise(open)` makes of a request that failed
-// or is to wait, which is in `open` then. A non-empty `owner` replaces that of the options; it must
-// outlive `open`. `spins`: may try for some time to get a lock that is about to be free again.
+// Asks if the request is plain and nobody is known to wait. The lock, or what `otherwise(tried)`
+// makes of a request that did not get it so: it calls GoOn.
 template <typename Result, typename Otherwise>
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline Result AskFirst(EngineContext& engine, QueueShard& shard,
                                                     const ResourceName& resource,
                                                     const AcquireOptions& options,
-                                                    std::string_view owner, bool spins,
-                                                    std::optional<OpenRequest>& open,
-                                                    Otherwise otherwise) {
+                                                    std::string_view owner, Otherwise otherwise) {
   const bool is_plain = engine.IsPlain(resource, options);
-  bool others_wait = false;
-  if (ABSL_PREDICT_TRUE(is_plain && !options.cancel.stop_requested())) {
-    others_wait = !engine.barging() && shard.HasWaiters(resource);
-    if (ABSL_PREDICT_TRUE(!others_wait)) {
-      const AcquisitionId id = AcquisitionId::Next();
-      std::unique_ptr<absl::StatusOr<ObtainReply>> other;
-      Lock lock = AskPlainly(engine, shard, resource, id, options, owner, other);
-      if (ABSL_PREDICT_TRUE(other == nullptr)) return lock;
-      Lock late = GoOn(engine, shard, resource, options, owner, spins, id, std::move(other), open);
-      if (!open) return late;
-      return otherwise(*open);
-    }
+  if (ABSL_PREDICT_FALSE(!is_plain || options.cancel.stop_requested())) {
+    return otherwise(PlainTry{.is_plain = is_plain});
   }
-  Lock lock = AskGenerally(engine, shard, resource, options, owner, is_plain, others_wait, open);
-  if (ABSL_PREDICT_TRUE(!open)) return lock;
-  return otherwise(*open);
+  if (!engine.barging() && shard.HasWaiters(resource)) {
+    return otherwise(PlainTry{.is_plain = true, .others_wait = true});
+  }
+  const AcquisitionId id = AcquisitionId::Next();
+  std::unique_ptr<absl::StatusOr<ObtainReply>> other;
+  const PlainGrant grant = AskPlainly(engine.backend(), resource, id, options, owner, other);
+  if (ABSL_PREDICT_FALSE(grant.token == 0)) {
+    return otherwise(PlainTry{.is_plain = true, .id = id, .answer = std::move(other)});
+  }
+  shard.Ref();  // The lock's.
+  return LockMaker::Plain(shard, id, grant.token, grant.hint);
 }
 
 // Takes the lock if it is free. Waits for the backend's answer.

@@ -57,10 +57,9 @@ absl::StatusOr<Lock> ManagerCore::Acquire(const ResourceName& resource,
                                           const AcquireOptions& options) {
   if (ABSL_PREDICT_FALSE(CallbackScope::Active())) return WouldBlock(resource, options);
   QueueShard& shard = ShardOf(resource);
-  std::optional<OpenRequest> open;
   return AskFirst<absl::StatusOr<Lock>>(
-      *this, shard, resource, options, options.owner, /*spins=*/true, open,
-      [&](OpenRequest& request) { return WaitHere(shard, resource, options, request); });
+      *this, shard, resource, options, options.owner,
+      [&](PlainTry tried) { return WaitHere(shard, resource, options, std::move(tried)); });
 }
 
 absl::Status ManagerCore::WouldBlock(const ResourceName& resource,
@@ -71,7 +70,11 @@ absl::Status ManagerCore::WouldBlock(const ResourceName& resource,
 }
 
 absl::StatusOr<Lock> ManagerCore::WaitHere(QueueShard& shard, const ResourceName& resource,
-                                           const AcquireOptions& options, OpenRequest& open) {
+                                           const AcquireOptions& options, PlainTry tried) {
+  OpenRequest open(shard);
+  Lock at_once =
+      GoOn(*this, shard, resource, options, options.owner, /*spins=*/true, std::move(tried), open);
+  if (IsLock(at_once)) return at_once;
   if (!open.error.ok()) return open.error;
   Blocker blocker;
   std::optional<BlockedThread> fetcher;
@@ -86,7 +89,7 @@ absl::StatusOr<Lock> ManagerCore::WaitHere(QueueShard& shard, const ResourceName
   waiter->listener = Listener::kThread;
   if (barging_ && capabilities_.answers_at_once) waiter->blocker = &blocker;
   waiter->asked.at = open.asked_at;
-  driver_.Enqueue(waiter, options, std::move(open.first));
+  driver_.Enqueue(waiter, options, open.first.get());
   if (fetcher) fetcher->Await(blocker);
   while (blocker.Wait() == Blocker::kNudged) driver_.Compete(waiter);
   return result;
@@ -98,20 +101,25 @@ std::optional<absl::StatusOr<Lock>> ManagerCore::Begin(const ResourceName& resou
                                                        std::optional<OpenRequest>& open) {
   using Result = std::optional<absl::StatusOr<Lock>>;
   if (owner.empty()) owner = options.owner;
-  return AskFirst<Result>(
-      *this, ShardOf(resource), resource, options, owner, /*spins=*/false, open,
-      [](OpenRequest& request) { return request.error.ok() ? Result() : Result(request.error); });
+  QueueShard& shard = ShardOf(resource);
+  return AskFirst<Result>(*this, shard, resource, options, owner, [&](PlainTry tried) {
+    open.emplace(shard);
+    Lock lock =
+        GoOn(*this, shard, resource, options, owner, /*spins=*/false, std::move(tried), *open);
+    if (IsLock(lock)) return Result(std::move(lock));
+    return open->error.ok() ? Result() : Result(open->error);
+  });
 }
 
 RefPtr<Waiter> ManagerCore::Wait(const ResourceName& resource, const AcquireOptions& options,
-                                 OpenRequest& open, AcquireCallback done, Listener listener) {
+                                 OpenRequest& open, AcquireCallback&& done, Listener listener) {
   RefPtr<Waiter> waiter =
       Waiter::New(&ShardOf(resource), resource, open.terms, options, std::move(done));
   waiter->id = open.id;
   waiter->listener = listener;
   waiter->gives_way = listener == Listener::kSet;
   waiter->asked.at = open.asked_at;
-  driver_.Enqueue(waiter, options, std::move(open.first));
+  driver_.Enqueue(waiter, options, open.first.get());
   return waiter;
 }
 
@@ -122,23 +130,39 @@ void ManagerCore::AcquireAsync(ResourceName resource, const AcquireOptions& opti
 }
 
 RefPtr<Waiter> ManagerCore::Start(const ResourceName& resource, const AcquireOptions& options,
-                                  AcquireCallback done, Listener listener) {
+                                  AcquireCallback&& done, Listener listener) {
   // Whoever is told may destroy the manager.
   QueueShard& shard = ShardOf(resource);
   shard.Ref();
-  std::optional<OpenRequest> open;
   RefPtr<Waiter> waiter;
-  std::optional<absl::StatusOr<Lock>> now = Begin(resource, options, {}, open);
-  if (!now) {
-    waiter = Wait(resource, options, *open, std::move(done), listener);
+  absl::StatusOr<Lock> now = AskFirst<absl::StatusOr<Lock>>(
+      *this, shard, resource, options, options.owner, [&](PlainTry tried) {
+        return StartToWait(shard, resource, options, std::move(tried), std::move(done), listener,
+                           waiter);
+      });
+  if (waiter) {
+    // It is told when its time has come.
   } else if (listener == Listener::kSet) {
-    done(*std::move(now));
+    done(std::move(now));
   } else {
     CallUser(kCallback, resource.bytes(),
-             [done = std::move(done), lock = *std::move(now)]() mutable { done(std::move(lock)); });
+             [done = std::move(done), lock = std::move(now)]() mutable { done(std::move(lock)); });
   }
   shard.Unref();
   return waiter;
+}
+
+absl::StatusOr<Lock> ManagerCore::StartToWait(QueueShard& shard, const ResourceName& resource,
+                                              const AcquireOptions& options, PlainTry tried,
+                                              AcquireCallback&& done, Listener listener,
+                                              RefPtr<Waiter>& waiter) {
+  OpenRequest open(shard);
+  Lock lock =
+      GoOn(*this, shard, resource, options, options.owner, /*spins=*/false, std::move(tried), open);
+  if (IsLock(lock)) return lock;
+  if (!open.error.ok()) return open.error;
+  waiter = Wait(resource, options, open, std::move(done), listener);
+  return Lock();
 }
 
 // ---- Sets ----

@@ -67,7 +67,7 @@ class ManagerCore final : public EngineContext {
   // Queues, and uses `open` up. `done` runs exactly once, as the listener says, possibly before
   // this returns.
   RefPtr<Waiter> Wait(const ResourceName& resource, const AcquireOptions& options,
-                      OpenRequest& open, AcquireCallback done, Listener listener);
+                      OpenRequest& open, AcquireCallback&& done, Listener listener);
   // Ends the wait with kCancelled, if it has not ended yet. `done` still runs.
   void Cancel(Waiter& waiter) { driver_.GiveUp(waiter, Reason::kCancelled); }
 
@@ -87,7 +87,7 @@ class ManagerCore final : public EngineContext {
   // For a member of a set that holds others: told with no executor in between, on whatever thread
   // the news comes. Null: it need not wait.
   RefPtr<Waiter> AcquireMember(ResourceName resource, const AcquireOptions& options,
-                               AcquireCallback done) {
+                               AcquireCallback&& done) {
     return Start(resource, options, std::move(done), Listener::kSet);
   }
   // Does anybody wait for it whose priority is as high, and who comes first?
@@ -103,12 +103,19 @@ class ManagerCore final : public EngineContext {
 
   ~ManagerCore() override;
 
-  // The slow way of Acquire.
+  // For a blocking request that did not get its lock by asking plainly.
   absl::StatusOr<Lock> WaitHere(QueueShard& shard, const ResourceName& resource,
-                                const AcquireOptions& options, OpenRequest& open);
+                                const AcquireOptions& options, PlainTry tried);
   absl::Status WouldBlock(const ResourceName& resource, const AcquireOptions& options) const;
+  // Calls `done` as the listener says. Null: it need not wait.
   RefPtr<Waiter> Start(const ResourceName& resource, const AcquireOptions& options,
-                       AcquireCallback done, Listener listener);
+                       AcquireCallback&& done, Listener listener);
+  // The same for a request that did not get its lock by asking plainly. What to tell it now; or
+  // nothing, and the `waiter`.
+  absl::StatusOr<Lock> StartToWait(QueueShard& shard, const ResourceName& resource,
+                                   const AcquireOptions& options, PlainTry tried,
+                                   AcquireCallback&& done, Listener listener,
+                                   RefPtr<Waiter>& waiter);
   // What those of the handles hold that have not lost it by now.
   static std::vector<ResourceState> HeldBy(const std::vector<RefPtr<Hold>>& handles);
 

@@ -25,7 +25,7 @@ constexpr double kPollPart = 0.4;
 
 // ---- Answers ----
 
-bool QueueDriver::TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+bool QueueDriver::TakeAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer) {
   waiter.BecomeAnswered();
   if (!waiter.in_queue()) {
     // It gave up meanwhile; the answer says what is left behind.
@@ -36,15 +36,15 @@ bool QueueDriver::TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answe
                        : MayHaveBeenDone(answer.status());
   }
   if (waiter.phase == Waiter::Phase::kJoining) {
-    HandleFirstAnswer(waiter, std::move(answer));
+    HandleFirstAnswer(waiter, answer);
   } else {
-    HandleAnswer(waiter, std::move(answer));
+    HandleAnswer(waiter, answer);
   }
   waiter.asked.unregistered = false;
   return false;
 }
 
-void QueueDriver::HandleFirstAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+void QueueDriver::HandleFirstAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer) {
   if (answer.ok() && answer->token == 0) {
     waiter.HearOf(*answer);
     const bool denied = answer->outcome == ObtainOutcome::kDenied;
@@ -52,7 +52,7 @@ void QueueDriver::HandleFirstAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&
         waiter.acquire_timeout > absl::ZeroDuration() && !(denied && waiter.max_attempts == 1);
     if (may_wait && !Join(waiter, /*withdraws=*/!denied)) return;
   }
-  HandleAnswer(waiter, std::move(answer));
+  HandleAnswer(waiter, answer);
   // What came may be no answer: then it asks again, and waits until it may.
   if (waiter.phase == Waiter::Phase::kJoining) Join(waiter, /*withdraws=*/true);
 }
@@ -67,7 +67,7 @@ bool QueueDriver::Join(Waiter& waiter, bool withdraws) {
   return true;
 }
 
-void QueueDriver::HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+void QueueDriver::HandleAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer) {
   WaitQueue& queue = *waiter.queue;
   if (!answer.ok()) {
     const bool is_outage = NoteOutage(waiter, answer.status());

@@ -29,7 +29,7 @@ constexpr std::string_view kCallback = "the callback of a request";
 // ---- Coming and going ----
 
 void QueueDriver::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& options,
-                          std::optional<absl::StatusOr<ObtainReply>> first) {
+                          const absl::StatusOr<ObtainReply>* first) {
   Waiter& w = *waiter;
   QueueShard& shard = *w.shard;
   // Before it can be found by anybody: the callback may run at once.
@@ -41,9 +41,9 @@ void QueueDriver::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
   }
   const bool has_timeout =
       w.acquire_timeout > absl::ZeroDuration() && w.acquire_timeout != absl::InfiniteDuration();
-  const bool asks = !first && !engine_.capabilities().answers_at_once;
-  const bool failed = first && !first->ok();
-  const ObtainReply* const reply = first && !failed ? &**first : nullptr;
+  const bool asks = first == nullptr && !engine_.capabilities().answers_at_once;
+  const bool failed = first != nullptr && !first->ok();
+  const ObtainReply* const reply = first != nullptr && !failed ? &**first : nullptr;
   // What else looks at this moment is for people.
   const bool exact = has_timeout || failed || w.outage_patience != absl::InfiniteDuration() ||
                      !engine_.by_priority() || w.blocker != nullptr ||
@@ -64,8 +64,7 @@ void QueueDriver::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
       failed || (asks && (queue.pending() == 0 || engine_.GoesDirectly(w.terms, options)));
   if (reply != nullptr && reply->token == 0) w.HearOf(*reply);
 
-  absl::Status refused = WhyNotToWait(w, queue, reply, failed ? first->status() : absl::OkStatus(),
-                                      rank.status(), options.cancel.stop_requested());
+  absl::Status refused = WhyNotToWait(w, queue, first, rank, options.cancel.stop_requested());
   if (refused.ok() && !joins) refused = Admit(queue, w);
   if (refused.ok()) {
     queue.Insert(w, options.skip_queue ? queue.RankToSkip(w, *rank) : *rank, options.skip_queue,
@@ -85,9 +84,9 @@ void QueueDriver::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
       }
     }
     if (failed) {
-      HandleFirstAnswer(w, *std::move(first));
-    } else if (first) {
-      HandleAnswer(w, *std::move(first));
+      HandleFirstAnswer(w, *first);
+    } else if (first != nullptr) {
+      HandleAnswer(w, *first);
     }
     // Without time to wait, the first answer decides.
     if (w.in_queue() && has_timeout) ArmTimeout(waiter);
@@ -110,8 +109,10 @@ void QueueDriver::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
 }
 
 absl::Status QueueDriver::WhyNotToWait(Waiter& waiter, const WaitQueue& queue,
-                                       const ObtainReply* reply, const absl::Status& failure,
-                                       const absl::Status& rank_error, bool cancelled) const {
+                                       const absl::StatusOr<ObtainReply>* first,
+                                       const absl::StatusOr<absl::int128>& rank,
+                                       bool cancelled) const {
+  const ObtainReply* const reply = first != nullptr && first->ok() ? &**first : nullptr;
   Reason reason = Reason::kNone;
   if (cancelled) {
     reason = Reason::kCancelled;
@@ -123,20 +124,20 @@ absl::Status QueueDriver::WhyNotToWait(Waiter& waiter, const WaitQueue& queue,
   } else if (waiter.acquire_timeout == absl::ZeroDuration() && reply != nullptr &&
              reply->token == 0) {
     reason = Reason::kAcquireTimeout;
-  } else if (rank_error.ok()) {
+  } else if (rank.ok()) {
     return absl::OkStatus();
   }
-  if (!failure.ok()) NoteFailure(waiter, failure);
-  return reason == Reason::kNone ? PolicyErrorOf(waiter, rank_error)
+  if (first != nullptr && !first->ok()) NoteFailure(waiter, first->status());
+  return reason == Reason::kNone ? PolicyErrorOf(waiter, rank.status())
                                  : GiveUpErrorOf(waiter, queue, reason);
 }
 
 absl::Status QueueDriver::Admit(WaitQueue& queue, const Waiter& waiter) {
   const AdmissionPolicy& policy =
       waiter.admission != nullptr ? *waiter.admission : engine_.admission();
-  const AdmissionContext context =
-      queue.AdmissionOf(waiter, engine_.pending().load(std::memory_order_relaxed));
   Waiter* const lowest = queue.least_urgent();
+  const AdmissionContext context =
+      queue.AdmissionOf(waiter, lowest, engine_.pending().load(std::memory_order_relaxed));
   Admission admission = Admission::kAdmit;
   std::string explained;
   absl::Status thrown =
@@ -252,14 +253,13 @@ void QueueDriver::Complete(Waiter& waiter) {
   }
   // Its callback, if it runs now, is the one that brought us here, or finds nothing to do.
   waiter.stop.reset();
-  absl::StatusOr<Lock> lock = Lock();
-  if (!waiter.outcome.ok()) {
-    lock = waiter.outcome;
-  } else {
-    waiter.shard->Ref();
-    lock = LockOf(engine_, *waiter.shard, waiter.resource, waiter.id, waiter.terms, waiter.asked.at,
+  const auto lock_of = [&] {
+    waiter.shard->Ref();  // The lock's.
+    return LockOf(engine_, *waiter.shard, waiter.resource, waiter.id, waiter.terms, waiter.asked.at,
                   waiter.grant);
-  }
+  };
+  absl::StatusOr<Lock> lock =
+      waiter.outcome.ok() ? absl::StatusOr<Lock>(lock_of()) : absl::StatusOr<Lock>(waiter.outcome);
   AcquireCallback done = std::move(waiter.done);
   if (waiter.told_directly()) {
     done(std::move(lock));
@@ -408,16 +408,15 @@ void QueueDriver::Ask(QueueShard& shard, const QueueStep& step) {
   const ObtainRequest request = BeginToAsk(asked);
   shard.mu.Unlock();
   if (!engine_.capabilities().answers_at_once) {
-    engine_.backend().Obtain(request, [this, waiter](absl::StatusOr<ObtainReply> answer) {
-      OnAnswer(*waiter, std::move(answer));
-    });
+    engine_.backend().Obtain(
+        request, [this, waiter](absl::StatusOr<ObtainReply> answer) { OnAnswer(*waiter, answer); });
     waiter = RefPtr<Waiter>();
     shard.mu.Lock();
     return;
   }
   absl::StatusOr<ObtainReply> answer = AskNow(engine_.backend(), request);
   shard.mu.Lock();
-  const bool withdraw = TakeAnswer(asked, std::move(answer));
+  const bool withdraw = TakeAnswer(asked, answer);
   const bool suspects = HasSuspects();
   if (!withdraw && !suspects) return;
   shard.mu.Unlock();
@@ -472,14 +471,14 @@ void QueueDriver::TellLength(const ResourceName& resource, const LengthChange& c
 
 // ---- What comes ----
 
-void QueueDriver::OnAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer) {
+void QueueDriver::OnAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer) {
   QueueShard& shard = *waiter.shard;
   bool withdraw;
   LengthChange change;
   {
     absl::MutexLock lock(&shard.mu);
     waiter.shard->mu.AssertHeld();
-    withdraw = TakeAnswer(waiter, std::move(answer));
+    withdraw = TakeAnswer(waiter, answer);
     if (waiter.in_queue()) change = ChangeOf(*waiter.queue);
   }
   TellLength(waiter.resource, change);
@@ -504,7 +503,7 @@ void QueueDriver::Compete(const RefPtr<Waiter>& waiter) {
   for (Spin spin; answer.ok() && answer->outcome == ObtainOutcome::kDenied && spin.Again();) {
     answer = AskNow(engine_.backend(), request);
   }
-  OnAnswer(w, std::move(answer));
+  OnAnswer(w, answer);
 }
 
 void QueueDriver::OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event) {

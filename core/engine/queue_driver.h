@@ -40,9 +40,9 @@ class QueueDriver {
   explicit QueueDriver(EngineContext& engine) : engine_(engine) {}
 
   // Lets the waiter wait. Calls its `done` in every case, exactly once. `first` is the answer to
-  // its first question, if that was asked already; else it asks from the queue.
+  // its first question; null: it has yet to ask, from the queue.
   void Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& options,
-               std::optional<absl::StatusOr<ObtainReply>> first);
+               const absl::StatusOr<ObtainReply>* first);
   // Ends the wait, if it has not ended yet. `done` still runs.
   void GiveUp(Waiter& waiter, Reason reason);
   // On a thread that was nudged: tries to take the lock before somebody else does.
@@ -66,11 +66,11 @@ class QueueDriver {
 
   // ---- Coming and going ----
 
-  // What speaks against its waiting, whatever else waits. `reply` is the first answer, if there is
+  // What speaks against its waiting, whatever else waits. `first` is the first answer, if there is
   // one.
-  absl::Status WhyNotToWait(Waiter& waiter, const WaitQueue& queue, const ObtainReply* reply,
-                            const absl::Status& failure, const absl::Status& rank_error,
-                            bool cancelled) const;
+  absl::Status WhyNotToWait(Waiter& waiter, const WaitQueue& queue,
+                            const absl::StatusOr<ObtainReply>* first,
+                            const absl::StatusOr<absl::int128>& rank, bool cancelled) const;
   // Asks the admission policy whether this request may wait, and makes room if it says so. The
   // error of a request that may not.
   absl::Status Admit(WaitQueue& queue, const Waiter& waiter)
@@ -114,7 +114,7 @@ class QueueDriver {
 
   // ---- What comes ----
 
-  void OnAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer);
+  void OnAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer);
   void OnEvent(const RefPtr<Waiter>& waiter, const WatchEvent& event);
   void OnPoll(Waiter& waiter);
   // Has it ask at that time, unless it asks before.
@@ -123,14 +123,14 @@ class QueueDriver {
   // ---- Answers (queue_answers.cc) ----
 
   // True: the lock was granted to one that gave up, and has to be withdrawn without the mutex.
-  bool TakeAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
+  bool TakeAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // The answer of one that is joining: ends it, or lets it wait if the admission policy does.
-  void HandleFirstAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
+  void HandleFirstAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   // From now on it waits, unless it is refused.
   bool Join(Waiter& waiter, bool withdraws) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
-  void HandleAnswer(Waiter& waiter, absl::StatusOr<ObtainReply>&& answer)
+  void HandleAnswer(Waiter& waiter, const absl::StatusOr<ObtainReply>& answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);
   void OnGranted(Waiter& waiter, const ObtainReply& reply, std::unique_ptr<Outage> outage)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter.shard->mu);

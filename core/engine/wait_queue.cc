@@ -80,7 +80,10 @@ Waiter* NextToAsk(const WaitQueue& queue) {
 
 Waiter* WaitQueue::thief() const {
   if (may_preempt == 0) return nullptr;
-  Waiter* thief = nullptr;
+  // As a rule everybody may.
+  Waiter* thief = most_urgent();
+  if (ABSL_PREDICT_TRUE(!holder_priority && thief->terms.reserve_below)) return thief;
+  thief = nullptr;
   const auto look = [&](Waiter& waiter) {
     const std::optional<Priority>& below = waiter.terms.reserve_below;
     if (holder_priority && waiter.terms.priority <= *holder_priority) return false;
@@ -102,13 +105,12 @@ Waiter* WaitQueue::least_urgent() const {
   return ranked_by_priority ? order.LastOf(waits) : priorities.LastOf(waits);
 }
 
-AdmissionContext WaitQueue::AdmissionOf(const Waiter& waiter, int64_t pending_in_total) const {
+AdmissionContext WaitQueue::AdmissionOf(const Waiter& waiter, const Waiter* lowest,
+                                        int64_t pending_in_total) const {
   AdmissionContext context{.priority = waiter.terms.priority,
                            .pending_on_resource = pending(),
                            .pending_in_total = pending_in_total};
-  if (const Waiter* const lowest = least_urgent()) {
-    context.lowest_pending_priority = lowest->terms.priority;
-  }
+  if (lowest != nullptr) context.lowest_pending_priority = lowest->terms.priority;
   return context;
 }
 

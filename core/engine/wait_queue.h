@@ -88,8 +88,10 @@ struct WaitQueue {
   Waiter* most_urgent() const { return ranked_by_priority ? order.first() : priorities.first(); }
   // Of those that wait already.
   Waiter* least_urgent() const;
-  // What the admission policy is told about one that would like to wait.
-  AdmissionContext AdmissionOf(const Waiter& waiter, int64_t pending_in_total) const;
+  // What the admission policy is told about one that would like to wait. `lowest` is the least
+  // urgent.
+  AdmissionContext AdmissionOf(const Waiter& waiter, const Waiter* lowest,
+                               int64_t pending_in_total) const;
   // Those that wait: the successor, if it is one of them, and then the others in their order.
   std::vector<ResourceSnapshot::Waiter> Describe(absl::Time now) const;
   // The rank of one that skips the queue: that of the first of its priority, unless `own` comes

@@ -10,7 +10,7 @@ namespace latchkey::internal {
 
 RefPtr<Waiter> Waiter::New(QueueShard* shard, const ResourceName& resource,
                            const RequestTerms& terms, const AcquireOptions& options,
-                           AcquireCallback done) {
+                           AcquireCallback&& done) {
   const std::string_view name = resource.bytes();
   const std::string_view owner = terms.owner;
   void* const memory = ::operator new(sizeof(Waiter) + name.size() + owner.size());
@@ -23,7 +23,7 @@ RefPtr<Waiter> Waiter::New(QueueShard* shard, const ResourceName& resource,
 }
 
 Waiter::Waiter(QueueShard* in_shard, const ResourceName& name, std::string_view who,
-               const RequestTerms& from, const AcquireOptions& options, AcquireCallback call)
+               const RequestTerms& from, const AcquireOptions& options, AcquireCallback&& call)
     : CycleWait(name, who),
       shard(in_shard),
       terms(from),

@@ -82,7 +82,7 @@ struct Waiter final : CycleWait {
   // In one allocation with its names. A null shard: for tests of what needs none.
   static RefPtr<Waiter> New(QueueShard* shard, const ResourceName& resource,
                             const RequestTerms& terms, const AcquireOptions& options,
-                            AcquireCallback done);
+                            AcquireCallback&& done);
   ~Waiter() override;
   static void operator delete(void* memory) { ::operator delete(memory); }
 
@@ -198,7 +198,7 @@ struct Waiter final : CycleWait {
 
  private:
   Waiter(QueueShard* in_shard, const ResourceName& name, std::string_view who,
-         const RequestTerms& from, const AcquireOptions& options, AcquireCallback call);
+         const RequestTerms& from, const AcquireOptions& options, AcquireCallback&& call);
 };
 
 using WaiterList = absl::InlinedVector<RefPtr<Waiter>, 2>;

@@ -7,6 +7,7 @@
 #define LATCHKEY_CORE_LOCK_CALLBACK_SLOTS_H_
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -25,18 +26,15 @@ class CallbackSlots {
 
   // False: they are closed, and nothing changes. The old callback ends in the caller's hands.
   bool SetYield(YieldCallback& callback) ABSL_LOCKS_EXCLUDED(mu_) {
-    return Set(on_yield_, callback);
+    return Set(on_yield_, callback, had_yield_);
   }
-  bool SetLost(LostCallback& callback) ABSL_LOCKS_EXCLUDED(mu_) { return Set(on_lost_, callback); }
+  bool SetLost(LostCallback& callback) ABSL_LOCKS_EXCLUDED(mu_) {
+    return Set(on_lost_, callback, had_lost_);
+  }
 
-  bool has_yield() const ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
-    return on_yield_ != nullptr;
-  }
-  bool has_lost() const ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
-    return on_lost_ != nullptr;
-  }
+  // Was one ever set? Whether there is one to run now, Begin...() says.
+  bool had_yield() const { return had_yield_.load(std::memory_order_acquire); }
+  bool had_lost() const { return had_lost_.load(std::memory_order_acquire); }
 
   // Takes the callback to run it on this thread, which has to call the other function afterwards.
   // Null: there is none, or it shall not run any more.
@@ -49,7 +47,7 @@ class CallbackSlots {
   // It stays, unless it was replaced.
   void EndYield(YieldCallback callback) ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
-    if (on_yield_ == nullptr && !closed_) std::swap(on_yield_, callback);
+    if (on_yield_ == nullptr && !closed_) on_yield_ = std::move(callback);
     NoteEnd();
   }
   // The same; it runs once.
@@ -71,8 +69,9 @@ class CallbackSlots {
     LostCallback on_lost;
     absl::MutexLock lock(&mu_);
     closed_ = true;
-    on_yield = std::exchange(on_yield_, nullptr);
-    on_lost = std::exchange(on_lost_, nullptr);
+    on_yield = std::move(on_yield_);
+    on_lost = std::move(on_lost_);
+    if (running_.empty()) return;
     const auto alone = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
       const auto self = std::this_thread::get_id();
       return std::all_of(running_.begin(), running_.end(),
@@ -83,17 +82,20 @@ class CallbackSlots {
 
  private:
   template <typename Callback>
-  bool Set(Callback& slot, Callback& callback) ABSL_LOCKS_EXCLUDED(mu_) {
+  bool Set(Callback& slot, Callback& callback, std::atomic<bool>& had) ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
     if (closed_) return false;
     std::swap(slot, callback);
+    had.store(true, std::memory_order_release);
     return true;
   }
   void NoteEnd() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     running_.erase(std::find(running_.begin(), running_.end(), std::this_thread::get_id()));
   }
 
-  mutable absl::Mutex mu_;
+  std::atomic<bool> had_yield_{false};
+  std::atomic<bool> had_lost_{false};
+  absl::Mutex mu_;
   YieldCallback on_yield_ ABSL_GUARDED_BY(mu_);
   LostCallback on_lost_ ABSL_GUARDED_BY(mu_);
   std::vector<std::thread::id> running_ ABSL_GUARDED_BY(mu_);

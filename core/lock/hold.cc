@@ -116,7 +116,7 @@ void Hold::Start() {
 // ---- Looking ----
 
 absl::Time Hold::End() const {
-  return std::min({lease_.valid_until(), grace_end_, terms_.hold_end});
+  return std::min(std::min(lease_.valid_until(), grace_end_), terms_.hold_end);
 }
 
 bool Hold::TimeMatters() const { return End() != absl::InfiniteFuture(); }
@@ -359,10 +359,10 @@ void Hold::Fire(Signals signals) {
     CallbackScope scope;
     source->request_stop();
   }
-  if (signals.yield && callbacks_.has_yield()) {
+  if (signals.yield && callbacks_.had_yield()) {
     shard_->context->RunUser([hold = RefPtr<Hold>::Share(this)] { hold->RunYieldCallback(); });
   }
-  if (signals.lost && callbacks_.has_lost()) {
+  if (signals.lost && callbacks_.had_lost()) {
     shard_->context->RunUser([hold = RefPtr<Hold>::Share(this), state = signals.state] {
       hold->RunLostCallback(state);
     });
@@ -396,15 +396,18 @@ void Hold::RunLostCallback(LockState state) {
 // ---- Time ----
 
 void Hold::CancelTimers() {
-  Clock& clock = shard_->context->clock();
-  clock.Cancel(std::exchange(end_timer_, 0));
-  clock.Cancel(std::exchange(renew_timer_, 0));
+  Cancel(end_timer_);
+  Cancel(renew_timer_);
+}
+
+void Hold::Cancel(Clock::TimerId& timer) {
+  if (timer != 0) shard_->context->clock().Cancel(std::exchange(timer, 0));
 }
 
 // Only somebody who listens needs to be told; others look at the clock when they ask.
 void Hold::ArmEndTimer() {
   Clock& clock = shard_->context->clock();
-  clock.Cancel(std::exchange(end_timer_, 0));
+  Cancel(end_timer_);
   if (!listening_ || !Exclusive(state_) || !TimeMatters()) return;
   end_timer_ = clock.RunAt(End(), [hold = RefPtr<Hold>::Share(this)] { hold->OnEndTimer(); });
 }
@@ -439,7 +442,7 @@ void Hold::EndOverdue() {
 
 void Hold::ArmRenewTimer(absl::Time at) {
   Clock& clock = shard_->context->clock();
-  clock.Cancel(std::exchange(renew_timer_, 0));
+  Cancel(renew_timer_);
   if (at == absl::InfiniteFuture()) return;
   renew_timer_ = clock.RunAt(at, [hold = RefPtr<Hold>::Share(this)] { hold->Renew(); });
 }
@@ -627,7 +630,7 @@ void Hold::Release(absl::AnyInvocable<void(absl::Status)> done) {
     LookAtClock(signals);
     before = state_;
     CancelTimers();
-    context.clock().Cancel(std::exchange(overdue_timer_, 0));
+    Cancel(overdue_timer_);
     subscription = std::move(subscription_);
     if (Exclusive(state_)) state_ = LockState::kReleased;
   }

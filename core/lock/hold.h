@@ -118,6 +118,7 @@ class Hold : public RefCounted<Hold> {
   // Notes what the clock says.
   void LookAtClock(Signals& signals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Lose(LockState state, Signals& signals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Cancel(Clock::TimerId& timer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CancelTimers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmEndTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Infinite: not at all.

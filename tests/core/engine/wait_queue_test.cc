@@ -331,7 +331,7 @@ TEST_F(WaitQueueTest, CountsThoseWhoWaitAndNotThoseWhoAreJoining) {
   Waiter& joining = Add({.priority = 1}, {}, Phase::kJoining);
   EXPECT_EQ(queue_.pending(), 1);
   EXPECT_EQ(queue_.least_urgent()->terms.priority, 2);
-  const AdmissionContext context = queue_.AdmissionOf(joining, 7);
+  const AdmissionContext context = queue_.AdmissionOf(joining, queue_.least_urgent(), 7);
   EXPECT_EQ(context.pending_on_resource, 1);
   EXPECT_EQ(context.pending_in_total, 7);
   EXPECT_EQ(context.lowest_pending_priority, 2);
