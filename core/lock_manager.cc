@@ -1,5 +1,6 @@
 #include "latchkey/core/lock_manager.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -111,52 +112,41 @@ absl::Time AskedAt(Clock& clock, const AcquireOptions& options) {
                                                                  : clock.Now();
 }
 
-template <typename Names>
-std::vector<LockRequest> RequestsOf(const Names& resources, const AcquireOptions& options) {
-  std::vector<LockRequest> requests;
-  requests.reserve(resources.size());
-  for (const auto& resource : resources) {
-    requests.push_back({.resource = std::string(resource), .options = options});
+// Of a body under several locks: the limits on it are those of `options`, also over requests with
+// options of their own.
+struct RunAllRequests {
+  RunAllRequests(LockRequests what, const AcquireOptions& options)
+      : requests(std::move(what).With(options)), limits(options) {
+    for (LockRequest& request : requests) {
+      limits.acquire_timeout = std::min(limits.acquire_timeout, request.options.acquire_timeout);
+      request.options.max_execution_time = options.max_execution_time;
+      request.options.max_occupation_time = options.max_occupation_time;
+      request.options = internal::OptionsForRun(request.options);
+    }
   }
-  return requests;
-}
+
+  std::vector<std::string> resources() const {
+    std::vector<std::string> names;
+    for (const LockRequest& request : requests) names.push_back(request.resource);
+    return names;
+  }
+
+  std::vector<LockRequest> requests;
+  AcquireOptions limits;  // Those options, with the time that all have together.
+};
 
 }  // namespace
 
-absl::StatusOr<LockSet> LockManager::AcquireAll(std::initializer_list<std::string_view> resources,
-                                                const AcquireOptions& options, LockOrder order) {
-  if (core_ == nullptr) return internal::MovedFromError("AcquireAll()");
-  return core_->AcquireAll(RequestsOf(resources, options), order);
-}
-
-absl::StatusOr<LockSet> LockManager::AcquireAll(absl::Span<const std::string> resources,
-                                                const AcquireOptions& options, LockOrder order) {
-  if (core_ == nullptr) return internal::MovedFromError("AcquireAll()");
-  return core_->AcquireAll(RequestsOf(resources, options), order);
-}
-
-absl::StatusOr<LockSet> LockManager::AcquireAll(absl::Span<const LockRequest> requests,
+absl::StatusOr<LockSet> LockManager::AcquireAll(LockRequests what, const AcquireOptions& options,
                                                 LockOrder order) {
   if (core_ == nullptr) return internal::MovedFromError("AcquireAll()");
-  return core_->AcquireAll({requests.begin(), requests.end()}, order);
+  return core_->AcquireAll(std::move(what).With(options), order);
 }
 
-void LockManager::AcquireAllAsync(std::initializer_list<std::string_view> resources,
-                                  const AcquireOptions& options, AcquireAllCallback done) {
+void LockManager::StartAll(LockRequests what, const AcquireOptions& options, LockOrder order,
+                           AcquireAllCallback done) {
   if (core_ == nullptr) return TellMovedFrom(std::move(done), "AcquireAllAsync()");
-  core_->AcquireAllAsync(RequestsOf(resources, options), LockOrder::kSorted, std::move(done));
-}
-
-void LockManager::AcquireAllAsync(absl::Span<const std::string> resources,
-                                  const AcquireOptions& options, AcquireAllCallback done) {
-  if (core_ == nullptr) return TellMovedFrom(std::move(done), "AcquireAllAsync()");
-  core_->AcquireAllAsync(RequestsOf(resources, options), LockOrder::kSorted, std::move(done));
-}
-
-void LockManager::AcquireAllAsync(absl::Span<const LockRequest> requests, LockOrder order,
-                                  AcquireAllCallback done) {
-  if (core_ == nullptr) return TellMovedFrom(std::move(done), "AcquireAllAsync()");
-  core_->AcquireAllAsync({requests.begin(), requests.end()}, order, std::move(done));
+  core_->AcquireAllAsync(std::move(what).With(options), order, std::move(done));
 }
 
 absl::StatusOr<LockContext> LockManager::BeginRun(ResourceName resource,
@@ -169,13 +159,13 @@ absl::StatusOr<LockContext> LockManager::BeginRun(ResourceName resource,
       ->context();
 }
 
-absl::StatusOr<LockContext> LockManager::BeginRunAll(const std::vector<std::string>& resources,
+absl::StatusOr<LockContext> LockManager::BeginRunAll(LockRequests what,
                                                      const AcquireOptions& options) {
   if (core_ == nullptr) return internal::MovedFromError("RunAll()");
   const absl::Time asked = AskedAt(core_->clock(), options);
-  absl::StatusOr<LockSet> set = core_->AcquireAll(
-      RequestsOf(resources, internal::OptionsForRun(options)), LockOrder::kSorted);
-  if (!set.ok()) return internal::RunNotBegun(options, set.status());
+  RunAllRequests all(std::move(what), options);
+  absl::StatusOr<LockSet> set = core_->AcquireAll(std::move(all.requests), LockOrder::kSorted);
+  if (!set.ok()) return internal::RunNotBegun(all.limits, set.status());
   return internal::RunState::Start(core_->clock(), "", options, asked, *std::move(set))->context();
 }
 
@@ -273,18 +263,20 @@ void LockManager::RunAsync(ResourceName resource, const AcquireOptions& options,
                                     AskedAt(clock, options), std::move(body), std::move(done)});
 }
 
-void LockManager::RunAllAsync(std::vector<std::string> resources, const AcquireOptions& options,
-                              AsyncBody body, absl::AnyInvocable<void(absl::Status)> done) {
+void LockManager::RunAllAsync(LockRequests what, const AcquireOptions& options, AsyncBody body,
+                              absl::AnyInvocable<void(absl::Status)> done) {
   if (core_ == nullptr) return TellMovedFrom(std::move(done), "RunAllAsync()");
+  RunAllRequests all(std::move(what), options);
+  const std::vector<std::string> resources = all.resources();
   done = DoneOf(resources, std::move(done));
   if (body == nullptr) {
     TellAsync(std::move(done), NullBody(NamesForMessage(resources)));
     return;
   }
   Clock& clock = core_->clock();
-  core_->AcquireAllAsync(
-      RequestsOf(resources, internal::OptionsForRun(options)), LockOrder::kSorted,
-      RunWhenLocked{clock, "", options, AskedAt(clock, options), std::move(body), std::move(done)});
+  core_->AcquireAllAsync(std::move(all.requests), LockOrder::kSorted,
+                         RunWhenLocked{clock, "", std::move(all.limits), AskedAt(clock, options),
+                                       std::move(body), std::move(done)});
 }
 
 void LockManager::TellAsync(FinishCallback done, absl::Status status) {

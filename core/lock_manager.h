@@ -22,7 +22,6 @@
 
 #include <concepts>
 #include <cstdint>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -35,7 +34,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "absl/types/span.h"
 #include "latchkey/core/base/clock.h"
 #include "latchkey/core/base/executor.h"
 #include "latchkey/core/base/lease.h"
@@ -96,26 +94,24 @@ class LockManager {
   // count from the moment when the set is complete, as far as `max_hold` allows. Errors: as
   // Acquire. Before it says that nothing was done (unavailable, refused), what it had is given
   // back, and it waits to hear of that, as long as it may wait; else it is kBackendUnknown.
-  absl::StatusOr<LockSet> AcquireAll(std::initializer_list<std::string_view> resources,
-                                     const AcquireOptions& options = {},
+  //
+  // `options` are those of the resources that are only named. With requests that have options of
+  // their own, each member has its owner and its priority; of timeouts, patience and attempts the
+  // smallest counts, and any `cancel` cancels all. Of duplicates the first counts, with the highest
+  // priority, and preemptible only if all are.
+  absl::StatusOr<LockSet> AcquireAll(LockRequests what, const AcquireOptions& options = {},
                                      LockOrder order = LockOrder::kSorted);
-  absl::StatusOr<LockSet> AcquireAll(absl::Span<const std::string> resources,
-                                     const AcquireOptions& options = {},
-                                     LockOrder order = LockOrder::kSorted);
-
-  // The same with an owner, a priority and options for each member. Of timeouts, patience and
-  // attempts the smallest counts, and any `cancel` cancels all. Of duplicates the first counts,
-  // with the highest priority, and preemptible only if all are.
-  absl::StatusOr<LockSet> AcquireAll(absl::Span<const LockRequest> requests,
-                                     LockOrder order = LockOrder::kSorted);
+  absl::StatusOr<LockSet> AcquireAll(LockRequests what, LockOrder order) {
+    return AcquireAll(std::move(what), {}, order);
+  }
 
   // The same without waiting; see AcquireAsync, also for a null `done`.
-  void AcquireAllAsync(std::initializer_list<std::string_view> resources,
-                       const AcquireOptions& options, AcquireAllCallback done);
-  void AcquireAllAsync(absl::Span<const std::string> resources, const AcquireOptions& options,
-                       AcquireAllCallback done);
-  void AcquireAllAsync(absl::Span<const LockRequest> requests, LockOrder order,
-                       AcquireAllCallback done);
+  void AcquireAllAsync(LockRequests what, const AcquireOptions& options, AcquireAllCallback done) {
+    StartAll(std::move(what), options, LockOrder::kSorted, std::move(done));
+  }
+  void AcquireAllAsync(LockRequests what, LockOrder order, AcquireAllCallback done) {
+    StartAll(std::move(what), {}, order, std::move(done));
+  }
 
   // `co_await locks.CoAcquire(...)` waits for the lock in a coroutine of any type; see coroutine.h.
   // The options are written in braces, or are a named AcquireOptions, which must outlive the wait.
@@ -173,11 +169,12 @@ class LockManager {
   }
 
   // The same under several locks as one (AcquireAll): a request to yield, or a loss, of one of them
-  // is one of all. An empty list runs the body at once, under nothing.
+  // is one of all. An empty list runs the body at once, under nothing. The owner that is in force
+  // for the body, and the limits on it, are those of `options`.
   template <typename Body>
-  auto RunAll(const std::vector<std::string>& resources, const AcquireOptions& options, Body&& body)
+  auto RunAll(LockRequests what, const AcquireOptions& options, Body&& body)
       -> std::invoke_result_t<Body, LockContext&> {
-    return RunUnder(BeginRunAll(resources, options), options.owner, std::forward<Body>(body));
+    return RunUnder(BeginRunAll(std::move(what), options), options.owner, std::forward<Body>(body));
   }
 
   // Both for bodies that finish later: `body` runs on the executor, and the lock is held until it,
@@ -192,8 +189,8 @@ class LockManager {
   using AsyncBody = absl::AnyInvocable<void(LockContext context, FinishCallback finish)>;
   void RunAsync(ResourceName resource, const AcquireOptions& options, AsyncBody body,
                 absl::AnyInvocable<void(absl::Status)> done);
-  void RunAllAsync(std::vector<std::string> resources, const AcquireOptions& options,
-                   AsyncBody body, absl::AnyInvocable<void(absl::Status)> done);
+  void RunAllAsync(LockRequests what, const AcquireOptions& options, AsyncBody body,
+                   absl::AnyInvocable<void(absl::Status)> done);
 
   // The same for bodies with a value: `finish` takes, and `done` gets, an absl::StatusOr<T>.
   //
@@ -214,10 +211,10 @@ class LockManager {
     RunAsync(resource, options, std::move(plain_body), std::move(plain_done));
   }
   template <typename T>
-  void RunAllAsync(std::vector<std::string> resources, const AcquireOptions& options,
-                   AsyncBodyWith<T> body, FinishWith<T> done) {
+  void RunAllAsync(LockRequests what, const AcquireOptions& options, AsyncBodyWith<T> body,
+                   FinishWith<T> done) {
     auto [plain_body, plain_done] = WithoutValue<T>(std::move(body), std::move(done));
-    RunAllAsync(std::move(resources), options, std::move(plain_body), std::move(plain_done));
+    RunAllAsync(std::move(what), options, std::move(plain_body), std::move(plain_done));
   }
 
   // Does anybody hold, ask for or wait for the resource? For any resource at all? Holders are those
@@ -243,8 +240,9 @@ class LockManager {
   explicit LockManager(internal::ManagerCore* core) : core_(core) {}
 
   absl::StatusOr<LockContext> BeginRun(ResourceName resource, const AcquireOptions& options);
-  absl::StatusOr<LockContext> BeginRunAll(const std::vector<std::string>& resources,
-                                          const AcquireOptions& options);
+  absl::StatusOr<LockContext> BeginRunAll(LockRequests what, const AcquireOptions& options);
+  void StartAll(LockRequests what, const AcquireOptions& options, LockOrder order,
+                AcquireAllCallback done);
 
   template <typename Body>
   static auto RunUnder(absl::StatusOr<LockContext> context, std::string_view owner, Body&& body)

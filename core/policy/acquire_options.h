@@ -7,13 +7,19 @@
 #ifndef LATCHKEY_CORE_POLICY_ACQUIRE_OPTIONS_H_
 #define LATCHKEY_CORE_POLICY_ACQUIRE_OPTIONS_H_
 
+#include <concepts>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "latchkey/core/base/lease.h"
 #include "latchkey/core/policy/admission_policy.h"
 #include "latchkey/core/policy/preemption_policy.h"
@@ -124,9 +130,44 @@ struct LockRequest {
   AcquireOptions options = {};
 };
 
+// What is locked as one (AcquireAll, RunAll, and their other forms): names, in braces or any list
+// of strings, or requests with options of their own. Made where it is passed.
+class LockRequests {
+ public:
+  LockRequests() = default;
+  // NOLINTBEGIN(google-explicit-constructor): it stands for the list.
+  LockRequests(std::initializer_list<std::string_view> resources)
+      : resources_(resources.begin(), resources.end()) {}
+  LockRequests(std::initializer_list<LockRequest> requests) : requests_(requests) {}
+  template <std::convertible_to<absl::Span<const std::string>> List>
+  LockRequests(const List& resources) {
+    const absl::Span<const std::string> list = resources;
+    resources_.assign(list.begin(), list.end());
+  }
+  template <std::convertible_to<absl::Span<const LockRequest>> List>
+  LockRequests(const List& requests) {
+    const absl::Span<const LockRequest> list = requests;
+    requests_.assign(list.begin(), list.end());
+  }
+  // NOLINTEND(google-explicit-constructor)
+
+  // Those that were given as names alone get the options. Uses this up.
+  std::vector<LockRequest> With(const AcquireOptions& options) && {
+    for (std::string& resource : resources_) {
+      requests_.push_back({.resource = std::move(resource), .options = options});
+    }
+    return std::move(requests_);
+  }
+
+ private:
+  // One of the two is empty.
+  std::vector<std::string> resources_;
+  std::vector<LockRequest> requests_;
+};
+
 // In which order a set takes its members.
 enum class LockOrder {
-  kSorted,  // By their bytes. Sets that do so never wait for each other in a circle.
+  kSorted,  // By their bytes. Sets that do so never wait for each other in a cycle.
   kAsGiven,
 };
 

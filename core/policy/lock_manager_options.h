@@ -33,7 +33,7 @@ struct LockManagerOptions {
   uint64_t random_seed = 0;
 
   // Fail a request (kDeadlock) that would wait for ever because named owners wait for each other in
-  // a circle. Every wait of a named owner counts, also one with a timeout, for a hold whose lease
+  // a cycle. Every wait of a named owner counts, also one with a timeout, for a hold whose lease
   // will end, or for a holder that was asked to yield; not one that takes by force after a grace,
   // and not one of a set that gives back what it holds to whoever waits for that.
   bool detect_deadlocks = true;

@@ -1,4 +1,4 @@
-// Owners that wait for each other in a circle.
+// Owners that wait for each other in a cycle.
 #include <memory>
 #include <optional>
 #include <random>
@@ -148,7 +148,7 @@ TEST_F(DeadlockTest, BlockedThreadsAreFreed) {
 TEST_F(DeadlockTest, WhereNothingCanBeInspectedTheHoldersAreAskedForAtOnce) {
   LockManager locks = *LockManager::Create(std::make_shared<WithoutInspect>(backend_),
                                            {.clock = &clock_, .retry = NoRetry()});
-  // The first link of the circle is seen before the last owner waits, so it has to be seen again.
+  // The first link of the cycle is seen before the last owner waits, so it has to be seen again.
   constexpr int kLength = 5;
   std::vector<Lock> held;
   std::vector<std::shared_ptr<Pending>> waits;

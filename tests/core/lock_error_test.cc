@@ -76,7 +76,7 @@ TEST(LockErrorTest, AStatusFromElsewhereHasNoReason) {
 }
 
 TEST(LockErrorTest, TheReasonSurvivesCopiesAndStatusOr) {
-  const absl::StatusOr<int> value = MakeError(Reason::kDeadlock, "a circle");
+  const absl::StatusOr<int> value = MakeError(Reason::kDeadlock, "a cycle");
   const absl::Status copy = value.status();
   EXPECT_EQ(ReasonOf(copy), Reason::kDeadlock);
 }

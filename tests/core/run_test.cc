@@ -433,6 +433,36 @@ TEST_F(RunTest, RunsABodyUnderNothing) {
   EXPECT_EQ(ReasonOf(late), Reason::kExecutionTimeout) << "the limits of a body hold all the same";
 }
 
+TEST_F(RunTest, MembersMayHaveOptionsOfTheirOwnButTheLimitsOfTheBodyAreTheCalls) {
+  const std::vector<LockRequest> requests = {{.resource = "a", .options = {.owner = "a's"}},
+                                             {.resource = "b",
+                                              .options = {.priority = 3,
+                                                          .acquire_timeout = absl::Seconds(1),
+                                                          .max_execution_time = absl::Hours(1)}}};
+  const absl::Status late =
+      locks_.RunAll(requests, {.max_execution_time = absl::Seconds(1)}, [&](LockContext& context) {
+        for (const ResourceSnapshot& held : locks_.Snapshot()) {
+          EXPECT_EQ(held.state.holder_owner, held.state.resource == "a" ? "a's" : "");
+          EXPECT_EQ(held.state.holder_priority, held.state.resource == "a" ? 0 : 3);
+        }
+        clock_.AdvanceBy(absl::Seconds(1));
+        return context.CheckPoint();
+      });
+  EXPECT_EQ(ReasonOf(late), Reason::kExecutionTimeout) << late;
+  ExpectNothingLeft();
+
+  const absl::StatusOr<Lock> in_the_way = locks_.Acquire("b", {.priority = 9});
+  ASSERT_TRUE(in_the_way.ok());
+  absl::Status end;
+  locks_.RunAllAsync(
+      requests, {.max_occupation_time = absl::Seconds(2)},
+      [](LockContext, LockManager::FinishCallback finish) { finish(absl::OkStatus()); },
+      [&](absl::Status status) { end = std::move(status); });
+  clock_.AdvanceBy(absl::Seconds(1));
+  EXPECT_EQ(ReasonOf(end), Reason::kAcquireTimeout)
+      << end << ": a member's own time was over first";
+}
+
 TEST_F(RunTest, AYieldOrALossOfOneOfSeveralLocksIsOneOfAll) {
   std::shared_ptr<Pending> thief;
   const absl::Status yielded = locks_.RunAll({"a", "b"}, {}, [&](LockContext& context) {

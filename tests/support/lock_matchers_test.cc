@@ -12,7 +12,7 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 TEST(HasReasonTest, MatchesTheReasonOfAStatusOrStatusOr) {
-  const absl::Status status = MakeError(Reason::kDeadlock, "a circle of two");
+  const absl::Status status = MakeError(Reason::kDeadlock, "a cycle of two");
   EXPECT_THAT(status, HasReason(Reason::kDeadlock));
   EXPECT_THAT(status, Not(HasReason(Reason::kStolen)));
   EXPECT_THAT(absl::StatusOr<int>(status), HasReason(Reason::kDeadlock));
@@ -21,8 +21,8 @@ TEST(HasReasonTest, MatchesTheReasonOfAStatusOrStatusOr) {
 }
 
 TEST(HasReasonTest, MatchesTheMessage) {
-  const absl::Status status = MakeError(Reason::kDeadlock, "a circle of two");
-  EXPECT_THAT(status, HasReason(Reason::kDeadlock, HasSubstr("circle")));
+  const absl::Status status = MakeError(Reason::kDeadlock, "a cycle of two");
+  EXPECT_THAT(status, HasReason(Reason::kDeadlock, HasSubstr("cycle")));
   EXPECT_THAT(status, Not(HasReason(Reason::kDeadlock, HasSubstr("triangle"))));
 }
 
