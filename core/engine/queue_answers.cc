@@ -1,4 +1,4 @@
-// What the backend's answers, and its silence, mean for those who wait: QueueDriver's other half.
+// What the backend's answers, and its silence, mean for those who wait: one part of QueueDriver.
 
 #include <algorithm>
 #include <memory>

@@ -64,8 +64,13 @@ class QueueDriver {
     int64_t by = 0;
   };
 
-  // ---- Coming and going ----
+  // ---- Coming and going (queue_entry.cc) ----
 
+  // Puts it into the queue, if nothing speaks against that, and takes in its first answer.
+  LengthChange Come(const RefPtr<Waiter>& waiter, WaitQueue& queue, const AcquireOptions& options,
+                    const absl::StatusOr<ObtainReply>* first,
+                    const absl::StatusOr<absl::int128>& rank)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter->shard->mu);
   // What speaks against its waiting, whatever else waits. `first` is the first answer, if there is
   // one.
   absl::Status WhyNotToWait(Waiter& waiter, const WaitQueue& queue,

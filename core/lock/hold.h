@@ -23,6 +23,7 @@
 #include "latchkey/core/lock/callback_slots.h"
 #include "latchkey/core/lock/lease_renewer.h"
 #include "latchkey/core/lock/lock.h"
+#include "latchkey/core/lock/loss.h"
 #include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey::internal {
@@ -49,16 +50,6 @@ struct HoldTerms {
   // extend it, and it goes on when this one ends.
   bool MayBeShared() const { return !owner.empty(); }
 };
-
-// For messages. The resource may be empty: not known.
-std::string LockForMessage(std::string_view resource, FencingToken token);
-// The error of a lock that is not held any more; says who holds the resource now where the backend
-// can tell at once.
-absl::Status LossError(LockState state, const LockingProtocol& backend, std::string_view resource,
-                       FencingToken token);
-// Why a hold ended that the backend says is gone; kExpired if it cannot tell. Before, or in, the
-// answer to its release.
-HoldEnd AskWhatBecameOf(LockingProtocol& backend, const HoldRef& hold);
 
 class Hold : public RefCounted<Hold> {
  public:
