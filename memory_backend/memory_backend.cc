@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "latchkey/core/base/lock_error.h"
 #include "latchkey/core/protocol/lock_record.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/memory_backend/lost_holds.h"
 #include "latchkey/memory_backend/shard_mutex.h"
 #include "latchkey/memory_backend/slot_table.h"
@@ -145,7 +146,9 @@ constexpr size_t kMostSpareExtras = 2;
 constexpr size_t kMostIdleDeadlines = 16;
 constexpr size_t kLongestName = std::numeric_limits<uint32_t>::max();
 
-class MemoryBackend : public LockingProtocol, public std::enable_shared_from_this<MemoryBackend> {
+class MemoryBackend : public LockingProtocol,
+                      public QuorumMember,
+                      public std::enable_shared_from_this<MemoryBackend> {
  public:
   explicit MemoryBackend(const MemoryBackendOptions& options)
       : clock_(options.clock != nullptr ? *options.clock : RealClock()),
@@ -157,9 +160,8 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     capabilities_.keeps_order = true;
     capabilities_.barging = true;
     capabilities_.forced_handover = true;
-    capabilities_.confirm = true;
-    capabilities_.hint_identifies_hold = true;
     capabilities_.inspect = true;
+    capabilities_.hint_identifies_hold = true;
   }
 
   ~MemoryBackend() override {
@@ -238,6 +240,26 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
     }
     Deliver(outbox);
     done(reply);
+  }
+
+  QuorumMember* quorum_member() override { return this; }
+
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    absl::StatusOr<MemberReply> answer = MemberReply();
+    Obtain(request, [&answer](absl::StatusOr<ObtainReply> reply) {
+      if (reply.ok()) {
+        answer->reply = *std::move(reply);
+      } else {
+        answer = reply.status();
+      }
+    });
+    if (answer.ok() && answer->reply.token == 0) {
+      // Read after the step, so it is no smaller than what was given up to then.
+      Shard& shard = shards_[ShardNumber(request.resource)];
+      ShardMutexLock lock(&shard.mu);
+      answer->fence = shard.fence;
+    }
+    done(std::move(answer));
   }
 
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
@@ -483,7 +505,6 @@ class MemoryBackend : public LockingProtocol, public std::enable_shared_from_thi
       reply.outcome = ObtainOutcome::kDenied;
       reply.remaining = absl::InfiniteDuration();
       reply.other_priority = slot.priority;
-      reply.fence = shard.fence;
       return true;
     }
     // Nobody holds, so there is an extra, for those who wait.

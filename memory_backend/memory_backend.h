@@ -9,7 +9,7 @@
 // never go back although nothing is kept for a name that was locked once.
 //
 // Capabilities: infinite leases, reliable events, order kept among the waiters of all managers,
-// barging, forced hand-over, Confirm, Inspect.
+// barging, forced hand-over, Inspect. It may be a member of a quorum.
 //
 // Thread safety: all methods may be called from any thread.
 #ifndef LATCHKEY_MEMORY_BACKEND_MEMORY_BACKEND_H_

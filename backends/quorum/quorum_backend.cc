@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "latchkey/core/base/blocked_thread.h"
 #include "latchkey/core/base/lock_error.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 namespace {
@@ -197,11 +198,33 @@ struct Round {
   FencingToken least_token = 0;
 };
 
+// One server alone: every token is its own, so there is nothing to agree on, and it need not be
+// made for it.
+class OnlyServer final : public QuorumMember {
+ public:
+  explicit OnlyServer(LockingProtocol& server) : server_(server) {}
+
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    server_.Obtain(request, [done = std::move(done)](absl::StatusOr<ObtainReply> reply) mutable {
+      if (!reply.ok()) return done(std::move(reply).status());
+      done(MemberReply{.reply = *std::move(reply)});
+    });
+  }
+  void Confirm(const HoldRef&, FencingToken, ConfirmCallback done) override {
+    done(MakeError(Reason::kNotSupported, "a quorum of one has nothing to confirm"));
+  }
+
+ private:
+  LockingProtocol& server_;
+};
+
 class Quorum : public std::enable_shared_from_this<Quorum> {
  public:
   Quorum(std::vector<std::shared_ptr<LockingProtocol>> servers, Clock& clock,
          const BackendCapabilities& common)
       : servers_(std::move(servers)),
+        only_server_(*servers_.front()),
+        members_(MembersOf(servers_, only_server_)),
         clock_(clock),
         max_lease_(common.max_lease),
         margin_(common.lease_margin),
@@ -215,6 +238,14 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
  private:
   using AttemptPtr = std::shared_ptr<Attempt>;
   using RoundPtr = std::shared_ptr<Round>;
+
+  static std::vector<QuorumMember*> MembersOf(
+      const std::vector<std::shared_ptr<LockingProtocol>>& servers, OnlyServer& only_server) {
+    if (servers.size() == 1) return {&only_server};
+    std::vector<QuorumMember*> members;
+    for (const auto& server : servers) members.push_back(server->quorum_member());
+    return members;
+  }
 
   size_t size() const { return servers_.size(); }
 
@@ -253,7 +284,8 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   void Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
            absl::Time start, bool read);
   void OnObtained(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
-                  AcquisitionId id, absl::Time start, bool read, absl::StatusOr<ObtainReply> reply);
+                  AcquisitionId id, absl::Time start, bool read,
+                  absl::StatusOr<MemberReply> answer);
   // Asks those servers for their fences that have not lost theirs.
   void ReadFences(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                   Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
@@ -302,7 +334,7 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
   void Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, absl::Time until,
               Actions& actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(attempt->mutex);
   void OnReturned(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller, size_t i,
-                  AcquisitionId id, absl::Time sent, absl::StatusOr<ObtainReply> reply);
+                  AcquisitionId id, absl::Time sent, absl::StatusOr<MemberReply> answer);
   // Asks a server that has the hold to confirm its token; `done` hears whether the server counts
   // from now on, or that it does not have the hold.
   void ConfirmAgain(const AttemptPtr& attempt, AcquisitionId caller, size_t i, Actions& actions,
@@ -325,6 +357,8 @@ class Quorum : public std::enable_shared_from_this<Quorum> {
 
   // Constant after construction.
   const std::vector<std::shared_ptr<LockingProtocol>> servers_;
+  OnlyServer only_server_;                    // Used only if there is one.
+  const std::vector<QuorumMember*> members_;  // Of each server.
   Clock& clock_;
   const absl::Duration max_lease_;
   // How long a holder may act on what it saw when it last looked (`lease_margin`).
@@ -495,18 +529,17 @@ void Quorum::Ask(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId
     }
     if (read && round->decided) return;
     request.acquisition = attempt->nodes[i].id;
-    request.reads_fence_back = size() > 1;
     attempt->nodes[i].sent = true;
     departures = attempt->nodes[i].departures;
     departure = departures->Begin();
   }
   {
     const BlockedThread::OnBehalfOf on_behalf(caller);
-    servers_[i]->Obtain(
+    members_[i]->ObtainAsMember(
         request, [self = shared_from_this(), attempt, round, caller, i, id = request.acquisition,
-                  start, read, departures, departure](absl::StatusOr<ObtainReply> reply) {
+                  start, read, departures, departure](absl::StatusOr<MemberReply> answer) {
           self->HasLeft(attempt, *departures, departure);
-          self->OnObtained(attempt, round, caller, i, id, start, read, std::move(reply));
+          self->OnObtained(attempt, round, caller, i, id, start, read, std::move(answer));
         });
   }
   HasLeft(attempt, *departures, departure);
@@ -541,7 +574,8 @@ void Quorum::ReadFences(const AttemptPtr& attempt, const RoundPtr& round, Acquis
 
 void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                         size_t i, AcquisitionId id, absl::Time start, bool read,
-                        absl::StatusOr<ObtainReply> reply) {
+                        absl::StatusOr<MemberReply> answer) {
+  ObtainReply* const reply = answer.ok() ? &answer->reply : nullptr;
   Actions actions;
   {
     absl::MutexLock lock(&attempt->mutex);
@@ -550,7 +584,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     if (node.id != id) return;
     if (attempt->round != round) {
       // Too late to count, but not to remember whose hold it is.
-      if (reply.ok() && reply->outcome == ObtainOutcome::kObtained) {
+      if (reply != nullptr && reply->outcome == ObtainOutcome::kObtained) {
         node.own = true;
         node.token = reply->token;
       }
@@ -560,22 +594,22 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     if (round->decided && attempt->holds && node.confirmed && node.vote == Vote::kGranted) return;
     if (read) {
       node.being_read = false;
-      if (reply.ok()) {
+      if (reply != nullptr) {
         const bool granted = reply->outcome == ObtainOutcome::kObtained ||
                              reply->outcome == ObtainOutcome::kReentered;
         // A backend that does not say what its fence is has not been read.
-        node.read = !reply->fence_lost && (granted || reply->fence != 0);
+        node.read = !answer->fence_lost && (granted || answer->fence != 0);
         if (node.read) {
           round->least_token =
-              std::max(round->least_token, granted ? reply->token : reply->fence + 1);
+              std::max(round->least_token, granted ? reply->token : answer->fence + 1);
         }
       }
     }
-    if (read && !reply.ok()) {
+    if (read && reply == nullptr) {
       // What it said before still stands, but it may have granted since.
-      node.unsettled |= MayHaveBeenDone(reply.status());
-    } else if (!reply.ok()) {
-      node.Failed(reply.status());
+      node.unsettled |= MayHaveBeenDone(answer.status());
+    } else if (reply == nullptr) {
+      node.Failed(answer.status());
     } else {
       node.unsettled = false;
       switch (reply->outcome) {
@@ -588,7 +622,7 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           // The hold that we knew has its token from when the fence was lost, if it was, whatever
           // the server has learnt since; and what made up for that stands.
           if (!node.again) {
-            node.fence_lost = reply->fence_lost;
+            node.fence_lost = answer->fence_lost;
             node.confirmed = false;
           }
           node.reserved_until = absl::InfinitePast();
@@ -603,10 +637,10 @@ void Quorum::OnObtained(const AttemptPtr& attempt, const RoundPtr& round, Acquis
           node.vote = Vote::kReserved;
           node.confirmed = false;
           node.reserved_until = clock_.Now() + round->request.reservation_lease;
-          node.reply = *std::move(reply);
+          node.reply = std::move(*reply);
           break;
         case ObtainOutcome::kDenied:
-          node.HasNothing(*std::move(reply));
+          node.HasNothing(std::move(*reply));
           break;
       }
     }
@@ -753,7 +787,7 @@ void Quorum::Advance(const AttemptPtr& attempt, const RoundPtr& round, Acquisiti
       actions.push_back([self = shared_from_this(), attempt, round, caller, i, token, id = node.id,
                          hint = node.hint] {
         const BlockedThread::OnBehalfOf on_behalf(caller);
-        self->servers_[i]->Confirm(
+        self->members_[i]->Confirm(
             {.resource = attempt->resource, .acquisition = id, .hint = hint}, token,
             [self, attempt, round, caller, i, token, id](absl::StatusOr<ConfirmReply> reply) {
               Actions next;
@@ -1354,7 +1388,6 @@ void Quorum::Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, a
   request.lease = until - now;
   request.reserve_below = std::nullopt;
   request.grace = std::nullopt;
-  request.reads_fence_back = size() > 1;
   actions.push_back([self = shared_from_this(), attempt, round, caller, i, request, now] {
     std::shared_ptr<Departures> departures;
     uint64_t departure;
@@ -1366,11 +1399,11 @@ void Quorum::Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, a
     }
     {
       const BlockedThread::OnBehalfOf on_behalf(caller);
-      self->servers_[i]->Obtain(
+      self->members_[i]->ObtainAsMember(
           request, [self, attempt, round, caller, i, id = request.acquisition, now, departures,
-                    departure](absl::StatusOr<ObtainReply> reply) {
+                    departure](absl::StatusOr<MemberReply> answer) {
             self->HasLeft(attempt, *departures, departure);
-            self->OnReturned(attempt, round, caller, i, id, now, std::move(reply));
+            self->OnReturned(attempt, round, caller, i, id, now, std::move(answer));
           });
     }
     self->HasLeft(attempt, *departures, departure);
@@ -1379,7 +1412,8 @@ void Quorum::Return(const AttemptPtr& attempt, AcquisitionId caller, size_t i, a
 
 void Quorum::OnReturned(const AttemptPtr& attempt, const RoundPtr& round, AcquisitionId caller,
                         size_t i, AcquisitionId id, absl::Time sent,
-                        absl::StatusOr<ObtainReply> reply) {
+                        absl::StatusOr<MemberReply> answer) {
+  ObtainReply* const reply = answer.ok() ? &answer->reply : nullptr;
   Actions actions;
   {
     absl::MutexLock lock(&attempt->mutex);
@@ -1387,18 +1421,18 @@ void Quorum::OnReturned(const AttemptPtr& attempt, const RoundPtr& round, Acquis
     // Given up meanwhile: the release is on its way behind the request. Or asked anew.
     if (node.id != id || attempt->round != round || !node.returning) return;
     node.returning = false;
-    if (!reply.ok()) {
-      node.Failed(reply.status());
+    if (reply == nullptr) {
+      node.Failed(answer.status());
     } else if (reply->outcome != ObtainOutcome::kObtained &&
                reply->outcome != ObtainOutcome::kReentered) {
-      node.HasNothing(*std::move(reply));
+      node.HasNothing(std::move(*reply));
     } else {
       node.vote = Vote::kGranted;
       node.unsettled = false;
       node.own = reply->outcome == ObtainOutcome::kObtained;
       node.reentered = !node.own;
       node.token = reply->token;
-      node.fence_lost = reply->fence_lost;
+      node.fence_lost = answer->fence_lost;
       node.deadline = sent + reply->remaining;
       node.hint = reply->hint;
       node.lost = false;
@@ -1424,7 +1458,7 @@ void Quorum::ConfirmAgain(const AttemptPtr& attempt, AcquisitionId caller, size_
                      id = node.id, hint = node.hint, token = attempt->token,
                      done = std::move(done)]() mutable {
     const BlockedThread::OnBehalfOf on_behalf(caller);
-    self->servers_[i]->Confirm(
+    self->members_[i]->Confirm(
         {.resource = attempt->resource, .acquisition = id, .hint = hint}, token,
         [self, attempt, round, i, id,
          done = std::move(done)](absl::StatusOr<ConfirmReply> reply) mutable {
@@ -1529,13 +1563,13 @@ void Quorum::WatchServer(const AttemptPtr& attempt, size_t i) {
     request = {.resource = attempt->resource,
                .acquisition = attempt->nodes[i].id,
                .role = watching->role,
-               .hint = attempt->nodes[i].hint,
                .owner = watching->owner,
                .priority = watching->priority,
                // Reservations of single servers would go to different waiters.
                .barging = true,
                .reservation_lease = watching->reservation_lease,
-               .asks_next = watching->asks_next};
+               .asks_next = watching->asks_next,
+               .hint = attempt->nodes[i].hint};
     // A holder has nothing to hear from a server that does not know it.
     if (watching->role == WatchRole::kHolder && attempt->nodes[i].vote != Vote::kGranted) return;
     subscribed = ++attempt->nodes[i].subscribed;
@@ -1704,7 +1738,6 @@ class QuorumBackend final : public LockingProtocol {
     // One server's event may come without a majority's.
     common.reliable_events = false;
     common.keeps_order = false;
-    common.confirm = false;
     common.inspect = false;
     common.hint_identifies_hold = false;
     return common;
@@ -1757,10 +1790,10 @@ absl::StatusOr<std::shared_ptr<LockingProtocol>> NewQuorumBackend(
                          absl::StrCat("protocols[", j, "] and protocols[", i, "] are the same"));
       }
     }
-    if (protocols.size() > 1 && !protocols[i]->capabilities().confirm) {
+    if (protocols.size() > 1 && protocols[i]->quorum_member() == nullptr) {
       return MakeError(Reason::kNotSupported,
                        absl::StrCat("protocols[", i, "], '", protocols[i]->capabilities().name,
-                                    "', does not implement Confirm"));
+                                    "', has no quorum_member()"));
     }
   }
   if (absl::Status status = CheckDefaultLease(protocols); !status.ok()) return status;

@@ -33,8 +33,8 @@ struct QuorumOptions {
 // independently, or the quorum is worth no more than one of them. Each must serve the requests of
 // one acquisition in the order in which they are made, and repeat a release that failed by itself,
 // as the ready-made backends do. Errors: kInvalidArgument, also if the shortest default lease among
-// them is below three times the largest lease_margin; kUnimplemented if one of several does not
-// implement Confirm.
+// them is below three times the largest lease_margin; kUnimplemented if one of several is no
+// QuorumMember.
 //
 // A step fails with kUnavailable only if no server has done anything, or if each has given back
 // what it had granted, also in earlier rounds of the same request; if one server may have done

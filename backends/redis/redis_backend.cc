@@ -32,6 +32,7 @@
 #include "latchkey/backends/redis/wire.h"
 #include "latchkey/core/base/blocked_thread.h"
 #include "latchkey/core/base/lock_error.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 namespace redis {
@@ -288,8 +289,11 @@ class ScriptedCall : public Call {
 
 class ObtainCall final : public ScriptedCall {
  public:
+  // Alone, or as a member of a quorum.
+  using Done = std::variant<ObtainCallback, MemberCallback>;
+
   ObtainCall(Core& core, ScriptCall script, AcquisitionId acquisition, absl::Duration lease,
-             ObtainCallback done)
+             Done done)
       : ScriptedCall(core, std::move(script)),
         acquisition_(acquisition),
         lease_(lease),
@@ -301,7 +305,7 @@ class ObtainCall final : public ScriptedCall {
     if (!answer) {
       core_.RememberSuspect(acquisition_, lease_);
       core_.ObtainRefused(acquisition_);
-      return done_(Garbled(core_));
+      return Answer(Garbled(core_));
     }
     if (const Recovering* const recovering = std::get_if<Recovering>(&*answer)) {
       core_.ObtainRefused(acquisition_);
@@ -313,9 +317,10 @@ class ObtainCall final : public ScriptedCall {
           ". If it is known to be new, connect to it with RedisBackendOptions::new_server: that "
           "ends the recovery at once"));
       core_.WarnOfRecovery(error, recovering->left);
-      return done_(std::move(error));
+      return Answer(std::move(error));
     }
-    ObtainReply& reply = std::get<ObtainReply>(*answer);
+    MemberReply& granted = std::get<MemberReply>(*answer);
+    ObtainReply& reply = granted.reply;
     reply.hint = reply.token;
     absl::Status unheard = absl::OkStatus();
     if (reply.outcome == ObtainOutcome::kDenied) unheard = core_.WhyItCannotWait(acquisition_);
@@ -325,33 +330,43 @@ class ObtainCall final : public ScriptedCall {
       core_.ObtainGranted(acquisition_);
     }
     if (!unheard.ok()) {
-      return done_(WithContext(
+      return Answer(WithContext(
           absl::StrCat("held by ", OwnerForMessage(reply.other_owner), " with priority ",
                        reply.other_priority, ", and nobody can wait for it"),
           unheard));
     }
-    done_(std::move(reply));
+    Answer(std::move(granted));
   }
 
   bool SettleElsewhere(const redisReply& raw) override {
     auto answer = ReadObtainAnswer(raw, acquisition_, lease_);
     if (!answer) return false;
-    ObtainReply* const reply = std::get_if<ObtainReply>(&*answer);
-    if (reply == nullptr || reply->token == 0) return false;
-    reply->hint = reply->token;
-    done_(std::move(*reply));
+    MemberReply* const granted = std::get_if<MemberReply>(&*answer);
+    if (granted == nullptr || granted->reply.token == 0) return false;
+    granted->reply.hint = granted->reply.token;
+    Answer(std::move(*granted));
     return true;
   }
 
   void Settle(const absl::Status& failure) override {
     if (ReasonOf(failure) == Reason::kBackendUnknown) core_.RememberSuspect(acquisition_, lease_);
     core_.ObtainRefused(acquisition_);
-    done_(failure);
+    Answer(failure);
+  }
+
+  void Answer(absl::StatusOr<MemberReply> answer) {
+    if (MemberCallback* const member = std::get_if<MemberCallback>(&done_)) {
+      (*member)(std::move(answer));
+    } else if (answer.ok()) {
+      std::get<ObtainCallback>(done_)(std::move(answer->reply));
+    } else {
+      std::get<ObtainCallback>(done_)(std::move(answer).status());
+    }
   }
 
   const AcquisitionId acquisition_;
   const absl::Duration lease_;
-  ObtainCallback done_;
+  Done done_;
 };
 
 class ReleaseCall final : public ScriptedCall {
@@ -1109,7 +1124,7 @@ absl::Status CheckName(std::string_view field, std::string_view value) {
                                 kMaxNameBytes, " bytes"));
 }
 
-class RedisBackend final : public LockingProtocol {
+class RedisBackend final : public LockingProtocol, public QuorumMember {
  public:
   explicit RedisBackend(std::shared_ptr<Core> core) : core_(std::move(core)) {
     const RedisBackendOptions& options = core_->options();
@@ -1120,27 +1135,13 @@ class RedisBackend final : public LockingProtocol {
     capabilities_.clock_drift = options.clock_drift;
     capabilities_.lease_margin = options.lease_margin;
     capabilities_.keeps_order = true;
-    capabilities_.confirm = true;
   }
 
   ~RedisBackend() override { core_->Stop(); }
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
-    absl::Status status = CheckRequest(request, capabilities_);
-    if (status.ok()) status = CheckName("resource", request.resource);
-    if (status.ok()) status = CheckName("owner", request.owner);
-    if (!status.ok()) return done(std::move(status));
-    const AcquisitionId acquisition = request.acquisition;
-    const size_t connection = core_->ConnectionOf(request.resource.hash());
-    // In whole milliseconds, so that the servers of a quorum nearly always hear the same.
-    // One server needs no agreement: there tokens follow its own clock alone, also when a record is
-    // lost.
-    const int64_t proposal = request.reads_fence_back ? absl::ToUnixMillis(absl::Now()) * 1000 : 0;
-    ScriptCall script = core_->calls().Obtain(request, proposal);
-    core_->Submit(connection,
-                  std::make_unique<ObtainCall>(*core_, std::move(script), acquisition,
-                                               request.lease, std::move(done)),
-                  acquisition);
+    if (absl::Status status = Check(request); !status.ok()) return done(std::move(status));
+    Submit(request, core_->calls().Obtain(request), std::move(done));
   }
 
   void Release(const HoldRef& hold, ReleaseCallback done) override {
@@ -1162,6 +1163,15 @@ class RedisBackend final : public LockingProtocol {
                       *core_, core_->calls().Extend(hold.resource.bytes(), hold.acquisition, lease),
                       std::move(done)),
                   hold.acquisition);
+  }
+
+  QuorumMember* quorum_member() override { return this; }
+
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    if (absl::Status status = Check(request); !status.ok()) return done(std::move(status));
+    // In whole milliseconds, so that the servers of a quorum nearly always hear the same.
+    const int64_t proposal = absl::ToUnixMillis(absl::Now()) * 1000;
+    Submit(request, core_->calls().ObtainAsMember(request, proposal), std::move(done));
   }
 
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
@@ -1210,6 +1220,19 @@ class RedisBackend final : public LockingProtocol {
   const BackendCapabilities& capabilities() const override { return capabilities_; }
 
  private:
+  void Submit(const ObtainRequest& request, ScriptCall script, ObtainCall::Done done) {
+    core_->Submit(core_->ConnectionOf(request.resource.hash()),
+                  std::make_unique<ObtainCall>(*core_, std::move(script), request.acquisition,
+                                               request.lease, std::move(done)),
+                  request.acquisition);
+  }
+
+  absl::Status Check(const ObtainRequest& request) const {
+    absl::Status status = CheckRequest(request, capabilities_);
+    if (status.ok()) status = CheckName("resource", request.resource);
+    if (status.ok()) status = CheckName("owner", request.owner);
+    return status;
+  }
   absl::Status Check(const HoldRef& hold) const {
     absl::Status status = CheckRequest(hold, capabilities_);
     if (status.ok()) status = CheckName("resource", hold.resource);

@@ -104,11 +104,12 @@ std::string_view TextOf(const redisReply& reply) {
   }
 }
 
-std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redisReply& raw,
+std::optional<std::variant<MemberReply, Recovering>> ReadObtainAnswer(const redisReply& raw,
                                                                       AcquisitionId acquisition,
                                                                       absl::Duration lease) {
   const Answer answer(raw);
-  ObtainReply reply;
+  MemberReply answered;
+  ObtainReply& reply = answered.reply;
   if (raw.type == REDIS_REPLY_STRING) {
     const std::string_view state = TextOf(raw);
     if (state.size() != kStateSize ||
@@ -120,7 +121,7 @@ std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redi
     reply.outcome = ObtainOutcome::kObtained;
     reply.token = *token;
     reply.remaining = lease;
-    return reply;
+    return answered;
   }
   switch (answer.code()) {
     case 1:
@@ -132,8 +133,8 @@ std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redi
       reply.outcome = answer.code() == 1 ? ObtainOutcome::kObtained : ObtainOutcome::kReentered;
       reply.token = *token;
       reply.remaining = *left;
-      reply.fence_lost = *fence_lost == 1;
-      return reply;
+      answered.fence_lost = *fence_lost == 1;
+      return answered;
     }
     case 3: {
       const auto left = answer.Micros(1);
@@ -147,8 +148,8 @@ std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redi
       reply.grace_remaining = *grace;
       reply.other_owner = std::string(*owner);
       reply.other_priority = *priority;
-      reply.fence = *fence;
-      return reply;
+      answered.fence = *fence;
+      return answered;
     }
     case 4: {
       const auto left = answer.Micros(1);
@@ -160,8 +161,8 @@ std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redi
       reply.remaining = *left;
       reply.other_owner = std::string(*owner);
       reply.other_priority = *priority;
-      reply.fence = *fence;
-      return reply;
+      answered.fence = *fence;
+      return answered;
     }
     case 5: {
       const auto left = answer.Micros(1);

@@ -20,6 +20,7 @@
 #include "hiredis/hiredis.h"
 #include "latchkey/core/base/lease.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey::redis {
 
@@ -41,10 +42,11 @@ struct Recovering {
   absl::Duration left = absl::ZeroDuration();
 };
 
-// The answers of obtain, release, extend, confirm. See the head of each file in scripts/. An
-// ObtainReply has everything but its hint. `acquisition` and `lease` are what was asked for: an
-// answer that grants it names the one and does not repeat the other.
-std::optional<std::variant<ObtainReply, Recovering>> ReadObtainAnswer(const redisReply& reply,
+// The answers of obtain, release, extend, confirm. See the head of each file in scripts/. A
+// MemberReply has everything but its hint, and of the fence what only a member is told.
+// `acquisition` and `lease` are what was asked for: an answer that grants it names the one and does
+// not repeat the other.
+std::optional<std::variant<MemberReply, Recovering>> ReadObtainAnswer(const redisReply& reply,
                                                                       AcquisitionId acquisition,
                                                                       absl::Duration lease);
 std::optional<ReleaseOutcome> ReadReleaseAnswer(const redisReply& reply);

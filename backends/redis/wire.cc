@@ -291,8 +291,9 @@ ScriptCalls::ScriptCalls(Settings settings)
       clock_skew_(absl::StrCat(ToMicrosUp(settings_.max_clock_skew))),
       waiter_lease_(absl::StrCat(ToMicrosUp(settings_.waiter_lease))) {}
 
-ScriptCall ScriptCalls::Obtain(const ObtainRequest& request, int64_t proposed_token) const {
-  Writer call(*this, Step::kObtain, request.resource.bytes(), request.reads_fence_back ? 4 : 3,
+ScriptCall ScriptCalls::Obtain(const ObtainRequest& request, int64_t proposed_token,
+                               bool reads_fence_back) const {
+  Writer call(*this, Step::kObtain, request.resource.bytes(), reads_fence_back ? 4 : 3,
               32 + 37 + request.owner.size() + 60 + 16);
   call.Argument(request.acquisition);
   call.Begin(37 + request.owner.size());
@@ -312,7 +313,7 @@ ScriptCall ScriptCalls::Obtain(const ObtainRequest& request, int64_t proposed_to
     call.PutPriority(Offset(*request.reserve_below));
   }
   call.End();
-  if (request.reads_fence_back) call.Argument(clock_skew_);
+  if (reads_fence_back) call.Argument(clock_skew_);
   return call.Take();
 }
 

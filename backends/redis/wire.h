@@ -111,8 +111,14 @@ class ScriptCalls {
 
   explicit ScriptCalls(Settings settings);
 
-  // `proposed_token`: in microseconds of this machine's clock.
-  ScriptCall Obtain(const ObtainRequest& request, int64_t proposed_token) const;
+  // A single server needs no agreement on tokens: there they follow its own clock alone, also when
+  // a record is lost.
+  ScriptCall Obtain(const ObtainRequest& request) const { return Obtain(request, 0, false); }
+  // For a quorum, which reads the fence back. `proposed_token`: in microseconds of this machine's
+  // clock.
+  ScriptCall ObtainAsMember(const ObtainRequest& request, int64_t proposed_token) const {
+    return Obtain(request, proposed_token, true);
+  }
   ScriptCall Release(std::string_view resource, AcquisitionId acquisition) const;
   ScriptCall Extend(std::string_view resource, AcquisitionId acquisition,
                     absl::Duration lease) const;
@@ -123,6 +129,9 @@ class ScriptCalls {
 
  private:
   class Writer;
+
+  ScriptCall Obtain(const ObtainRequest& request, int64_t proposed_token,
+                    bool reads_fence_back) const;
 
   const Settings settings_;
   const std::string marker_;  // The marker's key as an argument.

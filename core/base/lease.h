@@ -52,9 +52,9 @@ struct AcquisitionId {
   }
 };
 
-// What a backend said when it granted a hold, and wants to hear again with Release, Extend, Confirm
-// and Watch, so that it need not look the resource up twice. Opaque to everyone else; 0 is "none",
-// which is always correct, only slower.
+// What a backend said when it granted a hold, and wants to hear again with every step on it, so
+// that it need not look the resource up twice. Opaque to everyone else; 0 is "none", which is
+// always correct, only slower.
 using LeaseHint = uint64_t;
 
 // A resource's name (any bytes, NUL included) with its hash, so that the name is hashed once for

@@ -129,9 +129,9 @@ void Hold::Listen() {
       {.resource = ResourceName(terms_.resource),
        .acquisition = terms_.id,
        .role = WatchRole::kHolder,
-       .hint = terms_.hint,
        .owner = terms_.owner,
-       .priority = terms_.priority},
+       .priority = terms_.priority,
+       .hint = terms_.hint},
       [hold = RefPtr<Hold>::Share(this)](const WatchEvent& event) { hold->OnEvent(event); });
   absl::MutexLock lock(&mu_);
   // If it ended meanwhile, the subscription goes with this scope.

@@ -140,8 +140,7 @@ ObtainReply Reserve(LockRecord& record, const ObtainRequest& request, absl::Time
           .remaining = Left(holder.deadline, now),
           .grace_remaining = Left(successor.grace_end, now),
           .other_owner = holder.owner,
-          .other_priority = holder.priority,
-          .fence = record.fence};
+          .other_priority = holder.priority};
 }
 
 ObtainReply Deny(const LockRecord& record, absl::Time now) {
@@ -149,14 +148,12 @@ ObtainReply Deny(const LockRecord& record, absl::Time now) {
     return {.outcome = ObtainOutcome::kDenied,
             .remaining = Left(record.holder->deadline, now),
             .other_owner = record.holder->owner,
-            .other_priority = record.holder->priority,
-            .fence = record.fence};
+            .other_priority = record.holder->priority};
   }
   return {.outcome = ObtainOutcome::kDenied,
           .remaining = Left(record.successor->deadline, now),
           .other_owner = record.successor->owner,
-          .other_priority = record.successor->priority,
-          .fence = record.fence};
+          .other_priority = record.successor->priority};
 }
 
 }  // namespace
@@ -238,18 +235,6 @@ ExtendReply ApplyExtend(LockRecord& record, AcquisitionId acquisition, absl::Dur
   return {.outcome = ExtendOutcome::kExtended, .remaining = Left(holder.deadline, now)};
 }
 
-ConfirmReply ApplyConfirm(LockRecord& record, AcquisitionId acquisition, FencingToken token,
-                          absl::Time now, Effects& effects) {
-  Expire(record, now, effects);
-  if (!IsHandle(record, acquisition)) return {.outcome = ConfirmOutcome::kNotHeld};
-  LockRecord::Holder& holder = *record.holder;
-  if (holder.token > token) return {.outcome = ConfirmOutcome::kRaise, .token = holder.token};
-  if (holder.token < token || record.fence < token) effects.changed = true;
-  record.fence = std::max(record.fence, token);
-  holder.token = token;
-  return {.outcome = ConfirmOutcome::kConfirmed, .token = token};
-}
-
 bool Nominate(LockRecord& record, AcquisitionId acquisition, std::string_view owner,
               Priority priority, absl::Duration reservation_lease, absl::Time now) {
   if (!record.IsFree()) return false;
@@ -280,6 +265,25 @@ ResourceState Describe(const LockRecord& record, std::string_view resource, absl
     state.successor_priority = record.successor->priority;
   }
   return state;
+}
+
+MemberReply ApplyAsMember(LockRecord& record, const ObtainRequest& request, absl::Time now,
+                          Effects& effects) {
+  MemberReply reply{.reply = Apply(record, request, now, effects)};
+  if (reply.reply.token == 0) reply.fence = record.fence;
+  return reply;
+}
+
+ConfirmReply ApplyConfirm(LockRecord& record, AcquisitionId acquisition, FencingToken token,
+                          absl::Time now, Effects& effects) {
+  Expire(record, now, effects);
+  if (!IsHandle(record, acquisition)) return {.outcome = ConfirmOutcome::kNotHeld};
+  LockRecord::Holder& holder = *record.holder;
+  if (holder.token > token) return {.outcome = ConfirmOutcome::kRaise, .token = holder.token};
+  if (holder.token < token || record.fence < token) effects.changed = true;
+  record.fence = std::max(record.fence, token);
+  holder.token = token;
+  return {.outcome = ConfirmOutcome::kConfirmed, .token = token};
 }
 
 }  // namespace latchkey

@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 #include "latchkey/core/base/lease.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 
@@ -98,8 +99,6 @@ ReleaseOutcome ApplyRelease(LockRecord& record, AcquisitionId acquisition, absl:
                             Effects& effects);
 ExtendReply ApplyExtend(LockRecord& record, AcquisitionId acquisition, absl::Duration lease,
                         absl::Time now, Effects& effects);
-ConfirmReply ApplyConfirm(LockRecord& record, AcquisitionId acquisition, FencingToken token,
-                          absl::Time now, Effects& effects);
 
 // For backends that keep order: if nobody holds and nobody has reserved, the waiter becomes the
 // successor for `reservation_lease`, so that nobody of equal or lower priority slips in before it
@@ -109,6 +108,13 @@ bool Nominate(LockRecord& record, AcquisitionId acquisition, std::string_view ow
 
 // What of the record a person wants to see.
 ResourceState Describe(const LockRecord& record, std::string_view resource, absl::Time now);
+
+// The steps of a QuorumMember. The first is Apply, with the record's fence where nothing is
+// granted; whether that was lost is the backend's to say.
+MemberReply ApplyAsMember(LockRecord& record, const ObtainRequest& request, absl::Time now,
+                          Effects& effects);
+ConfirmReply ApplyConfirm(LockRecord& record, AcquisitionId acquisition, FencingToken token,
+                          absl::Time now, Effects& effects);
 
 }  // namespace latchkey
 

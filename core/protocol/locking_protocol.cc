@@ -62,18 +62,6 @@ std::string_view ExtendOutcomeName(ExtendOutcome outcome) {
   return "?";
 }
 
-std::string_view ConfirmOutcomeName(ConfirmOutcome outcome) {
-  switch (outcome) {
-    case ConfirmOutcome::kConfirmed:
-      return "Confirmed";
-    case ConfirmOutcome::kRaise:
-      return "Raise";
-    case ConfirmOutcome::kNotHeld:
-      return "NotHeld";
-  }
-  return "?";
-}
-
 std::string_view WatchEventKindName(WatchEventKind kind) {
   switch (kind) {
     case WatchEventKind::kYieldRequested:
@@ -120,10 +108,6 @@ std::ostream& operator<<(std::ostream& out, ReleaseOutcome outcome) {
 
 std::ostream& operator<<(std::ostream& out, ExtendOutcome outcome) {
   return out << ExtendOutcomeName(outcome);
-}
-
-std::ostream& operator<<(std::ostream& out, ConfirmOutcome outcome) {
-  return out << ConfirmOutcomeName(outcome);
 }
 
 std::ostream& operator<<(std::ostream& out, WatchEventKind kind) {
@@ -177,21 +161,14 @@ absl::Status CheckRequest(const WatchRequest& request, const BackendCapabilities
   return CheckName(request.resource, request.hint, request.acquisition, capabilities);
 }
 
-void LockingProtocol::Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) {
-  static_cast<void>(hold);
-  static_cast<void>(token);
-  done(MakeError(Reason::kNotSupported,
-                 absl::StrCat("backend '", capabilities().name, "' does not implement Confirm")));
-}
-
-std::string LockingProtocol::ResourceOf(const HoldRef& hold) const {
-  return std::string(hold.resource.bytes());
-}
-
 void LockingProtocol::Inspect(std::optional<ResourceName> resource,
                               absl::FunctionRef<void(const ResourceState&)> visitor) const {
   static_cast<void>(resource);
   static_cast<void>(visitor);
+}
+
+std::string LockingProtocol::ResourceOf(const HoldRef& hold) const {
+  return std::string(hold.resource.bytes());
 }
 
 }  // namespace latchkey

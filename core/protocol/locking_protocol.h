@@ -2,8 +2,10 @@
 // resource, on whatever storage the backend owns. Users of locks never call it; LockManager does.
 //
 // To put locks on a storage of your own, read this header, then docs/how-to/write-a-backend.md. If
-// the storage can compare-and-swap, `core/lock_record.h` has every step as one pure function, and
-// a backend is little more than a loop around it. `tests/conformance` tells whether it is right.
+// the storage can compare-and-swap, `core/protocol/lock_record.h` has every step as one pure
+// function, and a backend is little more than a loop around it. `tests/conformance` tells whether
+// it is right. What only speed needs comes last (Speed extensions), and what only a quorum of your
+// backend needs is in quorum_member.h; a backend may do without either.
 //
 // The record of a resource has a holder (one owner, with one or more handles), at most one
 // successor (a reservation), and the fence: the last fencing token ever given, which never goes
@@ -54,6 +56,8 @@
 
 namespace latchkey {
 
+class QuorumMember;
+
 // What a backend can do. The manager adapts to it, and refuses with kUnimplemented what an option
 // asks for and the backend lacks. Constant over a backend's life.
 struct BackendCapabilities {
@@ -93,15 +97,11 @@ struct BackendCapabilities {
   // Is forced hand-over (ObtainRequest::grace) implemented?
   bool forced_handover = true;
 
-  // Is Confirm implemented?
-  bool confirm = false;
-
-  // Does the hint alone identify a hold? Then Release, Extend, Confirm and Watch with a hint need
-  // no resource name, and a Lock need not carry one.
-  bool hint_identifies_hold = false;
-
   // Is Inspect implemented?
   bool inspect = false;
+
+  // Does the hint alone identify a hold? See Speed extensions.
+  bool hint_identifies_hold = false;
 };
 
 // ---- Obtain ----
@@ -129,10 +129,6 @@ struct ObtainRequest {
   // If set, the reservation may take over by force once it has stood for this long (not negative).
   // None: it waits for the holder's release or lease end, however long.
   std::optional<absl::Duration> grace = std::nullopt;
-  // For quorums: the caller makes sure by itself that its token is larger than all before it, by
-  // asking other servers. A server that has lost its data, and waits until its clock vouches for
-  // that, may then answer as soon as no lease from before is left, with `fence_lost`.
-  bool reads_fence_back = false;
 };
 
 enum class ObtainOutcome {
@@ -156,35 +152,25 @@ struct ObtainReply {
   // kReserved: what is left of the grace; infinite without forced hand-over.
   absl::Duration grace_remaining = absl::InfiniteDuration();
 
-  // kObtained, kReentered: to be handed back with Release, Extend, Confirm and Watch.
-  LeaseHint hint = 0;
-
   // kReserved: the victim. kDenied: who is in the way (the holder, or a successor that may claim
   // a resource just freed). Empty owner: anonymous.
   std::string other_owner = {};
   Priority other_priority = 0;
 
-  // For quorums. Only to requests with `reads_fence_back`: the server had lost its data when this
-  // hold got its token, and a larger one may have been given before. That stays so for as long as
-  // the hold has this token, also when the server's clock has passed all tokens meanwhile. The hold
-  // counts only with a token above what a majority of the other servers say when they are asked
-  // after this answer.
-  bool fence_lost = false;
-  // kReserved, kDenied: no larger token than this was given or confirmed for the resource; 0 if the
-  // backend does not say, or has lost its data. (For the other outcomes, `token` says it.)
-  FencingToken fence = 0;
+  // kObtained, kReentered: to be handed back with the next steps. See Speed extensions.
+  LeaseHint hint = 0;
 };
 
 using ObtainCallback = absl::AnyInvocable<void(absl::StatusOr<ObtainReply>)>;
 
-// ---- Release, Extend, Confirm ----
+// ---- Release, Extend ----
 
 // One hold, or one reservation, as named by the acquisition that made it.
 struct HoldRef {
-  // May be empty if `hint` is set and the backend's `hint_identifies_hold` is true.
+  // Not empty, but for Speed extensions.
   ResourceName resource = {};
   AcquisitionId acquisition = {};
-  // What Obtain returned, or 0.
+  // What Obtain returned, or 0. See Speed extensions.
   LeaseHint hint = 0;
 };
 
@@ -209,20 +195,6 @@ struct ExtendReply {
 };
 
 using ExtendCallback = absl::AnyInvocable<void(absl::StatusOr<ExtendReply>)>;
-
-enum class ConfirmOutcome {
-  kConfirmed,  // The hold's token is now at least the one proposed, and so is the fence.
-  kRaise,      // The hold's own token is larger: propose that one instead.
-  kNotHeld,
-};
-
-struct ConfirmReply {
-  ConfirmOutcome outcome = ConfirmOutcome::kNotHeld;
-  // kConfirmed, kRaise: the hold's token.
-  FencingToken token = 0;
-};
-
-using ConfirmCallback = absl::AnyInvocable<void(absl::StatusOr<ConfirmReply>)>;
 
 // ---- Watch ----
 
@@ -256,13 +228,13 @@ struct WatchEvent {
 enum class WatchRole { kWaiter, kHolder };
 
 struct WatchRequest {
-  // A holder may leave it empty if `hint` is set and the backend's `hint_identifies_hold` is true.
+  // Not empty, but for Speed extensions.
   ResourceName resource = {};
   // Whose events: a handle of the holder, or an acquisition that waits.
   AcquisitionId acquisition = {};
   WatchRole role = WatchRole::kWaiter;
-  LeaseHint hint = 0;
-  // The rest is for waiters.
+
+  // For waiters:
   std::string_view owner = {};
   Priority priority = 0;
   // Wake without a reservation; whoever asks first then enters.
@@ -272,9 +244,11 @@ struct WatchRequest {
   // If set, take over this acquisition's place in the order, provided its priority is the same and
   // its watch still stands. For a manager that replaces the head of its queue.
   AcquisitionId takes_place_of = {};
-  // An Obtain of this acquisition follows at once. So a backend to which registering is a request
-  // of its own may wait for the answer, and register only a waiter that was not granted the lock.
+
+  // A waiter's Obtain follows at once. See Speed extensions.
   bool asks_next = false;
+  // A holder's: what Obtain returned, or 0. See Speed extensions.
+  LeaseHint hint = 0;
 };
 
 using WatchCallback = absl::AnyInvocable<void(const WatchEvent&)>;
@@ -324,40 +298,6 @@ struct ResourceState {
   std::string successor_owner = {};
   Priority successor_priority = 0;
 };
-
-// ---- Names ----
-
-// As in the enum without the "k": "Obtained", "YieldRequested". Streams print them, too.
-std::string_view ObtainOutcomeName(ObtainOutcome outcome);
-std::string_view ReleaseOutcomeName(ReleaseOutcome outcome);
-std::string_view ExtendOutcomeName(ExtendOutcome outcome);
-std::string_view ConfirmOutcomeName(ConfirmOutcome outcome);
-std::string_view WatchEventKindName(WatchEventKind kind);
-std::string_view HoldEndName(HoldEnd why);
-std::string_view WatchRoleName(WatchRole role);
-
-std::ostream& operator<<(std::ostream& out, ObtainOutcome outcome);
-std::ostream& operator<<(std::ostream& out, ReleaseOutcome outcome);
-std::ostream& operator<<(std::ostream& out, ExtendOutcome outcome);
-std::ostream& operator<<(std::ostream& out, ConfirmOutcome outcome);
-std::ostream& operator<<(std::ostream& out, WatchEventKind kind);
-std::ostream& operator<<(std::ostream& out, HoldEnd why);
-std::ostream& operator<<(std::ostream& out, WatchRole role);
-
-// ---- Checks ----
-
-// For backends: refuses what no step may be asked to do, so that each need not write it anew. OK,
-// or
-//   kInvalidArgument   an empty resource, no acquisition id, a lease or reservation lease that is
-//                      not positive, a negative grace; names the field and its value;
-//   kUnimplemented     an infinite or too long lease, or a grace, that `capabilities` exclude.
-absl::Status CheckRequest(const ObtainRequest& request, const BackendCapabilities& capabilities);
-absl::Status CheckRequest(const HoldRef& hold, const BackendCapabilities& capabilities);
-absl::Status CheckRequest(const WatchRequest& request, const BackendCapabilities& capabilities);
-
-// The same for one lease; `field` is its name in the message.
-absl::Status CheckLease(std::string_view field, absl::Duration lease,
-                        const BackendCapabilities& capabilities);
 
 // ---- The interface ----
 
@@ -410,22 +350,74 @@ class LockingProtocol {
 
   virtual const BackendCapabilities& capabilities() const ABSL_ATTRIBUTE_LIFETIME_BOUND = 0;
 
-  // For quorums: raises the hold's token, and the fence, to `token`, if the hold's own is not
-  // larger. Optional; the default answers kUnimplemented.
-  virtual void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done);
-
-  // For messages: the resource of a hold whose name the caller did not keep; empty: it is not known
-  // any more. It is known as long as the hold, and if that was taken by force, until its release
-  // has been answered. Does not block on a network. The default knows what the caller says; only a
-  // backend with `hint_identifies_hold` has more to tell.
-  virtual std::string ResourceOf(const HoldRef& hold) const;
-
   // Calls `visitor` for every resource that is held or reserved, or for the one named. Does not
   // block on a network. Optional (`capabilities().inspect`); the default visits nothing. The
   // visitor must not call the backend.
   virtual void Inspect(std::optional<ResourceName> resource,
                        absl::FunctionRef<void(const ResourceState&)> visitor) const;
+
+  // What a backend implements beside this so that a quorum can be made of it (quorum_member.h);
+  // null: it cannot. Always the same, and lives as long as the backend. A protocol that passes
+  // everything on to another passes on the member's calls, too, or returns null.
+  virtual QuorumMember* quorum_member() ABSL_ATTRIBUTE_LIFETIME_BOUND { return nullptr; }
+
+  // For messages: the resource of a hold whose name the caller did not keep. Optional, see Speed
+  // extensions; the default knows what the caller says. Does not block on a network.
+  virtual std::string ResourceOf(const HoldRef& hold) const;
 };
+
+// ---- Checks ----
+
+// For backends: refuses what no step may be asked to do, so that each need not write it anew. OK,
+// or
+//   kInvalidArgument   an empty resource, no acquisition id, a lease or reservation lease that is
+//                      not positive, a negative grace; names the field and its value;
+//   kUnimplemented     an infinite or too long lease, or a grace, that `capabilities` exclude.
+absl::Status CheckRequest(const ObtainRequest& request, const BackendCapabilities& capabilities);
+absl::Status CheckRequest(const HoldRef& hold, const BackendCapabilities& capabilities);
+absl::Status CheckRequest(const WatchRequest& request, const BackendCapabilities& capabilities);
+
+// The same for one lease; `field` is its name in the message.
+absl::Status CheckLease(std::string_view field, absl::Duration lease,
+                        const BackendCapabilities& capabilities);
+
+// ---- Names ----
+
+// As in the enum without the "k": "Obtained", "YieldRequested". Streams print them, too.
+std::string_view ObtainOutcomeName(ObtainOutcome outcome);
+std::string_view ReleaseOutcomeName(ReleaseOutcome outcome);
+std::string_view ExtendOutcomeName(ExtendOutcome outcome);
+std::string_view WatchEventKindName(WatchEventKind kind);
+std::string_view HoldEndName(HoldEnd why);
+std::string_view WatchRoleName(WatchRole role);
+
+std::ostream& operator<<(std::ostream& out, ObtainOutcome outcome);
+std::ostream& operator<<(std::ostream& out, ReleaseOutcome outcome);
+std::ostream& operator<<(std::ostream& out, ExtendOutcome outcome);
+std::ostream& operator<<(std::ostream& out, WatchEventKind kind);
+std::ostream& operator<<(std::ostream& out, HoldEnd why);
+std::ostream& operator<<(std::ostream& out, WatchRole role);
+
+// ---- Speed extensions ----
+//
+// A backend may ignore all of these. It is right without them, and so is a caller that does not use
+// them.
+//
+// Hints (`hint` in ObtainReply, HoldRef and WatchRequest). With a grant a backend may give a number
+// of its own, which leads it back to the hold without a look-up by name. Callers hand it back with
+// every step on that hold, or 0. It says where to look, and no more: it may be stale, and lead to
+// another hold or to nothing, so the acquisition has to be a handle of what is found there. If it
+// is not, the name counts. A backend without hints leaves it 0.
+//
+// Holds without a name (`capabilities().hint_identifies_hold`). Where that is true, a HoldRef with
+// a hint, and a holder's WatchRequest with one, may have an empty `resource`, so that a Lock need
+// not carry its name. The price is ResourceOf: it tells the name of such a hold as long as that
+// lasts, and if it was taken by force, until its release has been answered; empty: it is not known
+// any more.
+//
+// One request instead of two (`WatchRequest::asks_next`). An Obtain of the same acquisition follows
+// at once. So a backend to which registering a waiter is a request of its own may wait for the
+// answer to that Obtain, and register only a waiter that was not granted the lock.
 
 }  // namespace latchkey
 

@@ -87,7 +87,7 @@ class CasBackend : public latchkey::LockingProtocol {
     }
   }
 
-  // No order among waiters, no Confirm, no Inspect: the defaults.
+  // No order among waiters, no member of a quorum, no Inspect: the defaults.
   const latchkey::BackendCapabilities capabilities_ = {.name = "compare-and-swap",
                                                        .infinite_lease = true,
                                                        .answers_at_once = true,

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/simulated_clock.h"
 
@@ -182,21 +183,43 @@ std::string NameOfObtain(std::string_view owner) {
 
 }  // namespace
 
+void ConformanceTest::Ask(const Attempt& attempt,
+                          absl::FunctionRef<void(const ObtainRequest&)> obtain) {
+  const PassingBytes resource(attempt.resource);
+  const PassingBytes owner(attempt.owner);
+  ObtainRequest request = attempt.request;
+  request.resource = resource.view();
+  request.owner = owner.view();
+  obtain(request);
+}
+
+void ConformanceTest::Remember(Attempt& attempt, const ObtainReply& reply) {
+  if (reply.outcome == ObtainOutcome::kObtained || reply.outcome == ObtainOutcome::kReentered) {
+    attempt.hint = reply.hint;
+    attempt.token = reply.token;
+  }
+}
+
 absl::StatusOr<ObtainReply> ConformanceTest::TryObtain(Attempt& attempt) {
   absl::StatusOr<ObtainReply> reply =
       Await<ObtainReply>(NameOfObtain(attempt.owner), [&](ObtainCallback done) {
-        const PassingBytes resource(attempt.resource);
-        const PassingBytes owner(attempt.owner);
-        ObtainRequest request = attempt.request;
-        request.resource = resource.view();
-        request.owner = owner.view();
-        attempt.backend->Obtain(request, std::move(done));
+        Ask(attempt, [&](const ObtainRequest& request) {
+          attempt.backend->Obtain(request, std::move(done));
+        });
       });
-  if (reply.ok() &&
-      (reply->outcome == ObtainOutcome::kObtained || reply->outcome == ObtainOutcome::kReentered)) {
-    attempt.hint = reply->hint;
-    attempt.token = reply->token;
-  }
+  if (reply.ok()) Remember(attempt, *reply);
+  return reply;
+}
+
+MemberReply ConformanceTest::ObtainAsMember(Attempt& attempt) {
+  const std::string name = absl::StrCat(NameOfObtain(attempt.owner), " as a member");
+  const MemberReply reply =
+      ValueOrFail(name, Await<MemberReply>(name, [&](MemberCallback done) {
+                    Ask(attempt, [&](const ObtainRequest& request) {
+                      attempt.backend->quorum_member()->ObtainAsMember(request, std::move(done));
+                    });
+                  }));
+  Remember(attempt, reply.reply);
   return reply;
 }
 
@@ -220,16 +243,6 @@ absl::StatusOr<ExtendReply> ConformanceTest::TryExtend(LockingProtocol& backend,
   });
 }
 
-absl::StatusOr<ConfirmReply> ConformanceTest::TryConfirm(LockingProtocol& backend,
-                                                         const HoldRef& hold, FencingToken token) {
-  return Await<ConfirmReply>(kConfirm, [&](ConfirmCallback done) {
-    const PassingBytes resource(hold.resource);
-    HoldRef passed = hold;
-    passed.resource = resource.view();
-    backend.Confirm(passed, token, std::move(done));
-  });
-}
-
 ObtainReply ConformanceTest::Obtain(Attempt& attempt) {
   return ValueOrFail(NameOfObtain(attempt.owner), TryObtain(attempt));
 }
@@ -244,7 +257,12 @@ ExtendReply ConformanceTest::Extend(LockingProtocol& backend, const HoldRef& hol
 }
 
 ConfirmReply ConformanceTest::Confirm(const Attempt& attempt, FencingToken token) {
-  return ValueOrFail(kConfirm, TryConfirm(*attempt.backend, Ref(attempt), token));
+  return ValueOrFail(kConfirm, Await<ConfirmReply>(kConfirm, [&](ConfirmCallback done) {
+                       const PassingBytes resource(attempt.resource);
+                       HoldRef passed = Ref(attempt);
+                       passed.resource = resource.view();
+                       attempt.backend->quorum_member()->Confirm(passed, token, std::move(done));
+                     }));
 }
 
 std::string ConformanceTest::Describe(const Attempt& attempt, const ObtainReply& reply) {

@@ -42,6 +42,7 @@
 #include "latchkey/core/clock.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 
@@ -146,6 +147,7 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
   LockingProtocol& first() { return *setup_.clients.front(); }
   LockingProtocol& second() { return *setup_.clients.back(); }
   const BackendCapabilities& capabilities() { return first().capabilities(); }
+  bool is_member() { return first().quorum_member() != nullptr; }
   bool exact() const { return GetParam().exact_time; }
 
   // ---- Time ----
@@ -197,8 +199,6 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
   absl::StatusOr<ReleaseOutcome> TryRelease(LockingProtocol& backend, const HoldRef& hold);
   absl::StatusOr<ExtendReply> TryExtend(LockingProtocol& backend, const HoldRef& hold,
                                         absl::Duration lease);
-  absl::StatusOr<ConfirmReply> TryConfirm(LockingProtocol& backend, const HoldRef& hold,
-                                          FencingToken token);
 
   // The same where only success is expected. A failure fails the test and yields a default.
   ObtainReply Obtain(Attempt& attempt);
@@ -208,6 +208,8 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
     return Extend(*attempt.backend, Ref(attempt), lease);
   }
   ExtendReply Extend(LockingProtocol& backend, const HoldRef& hold, absl::Duration lease);
+  // Only where the backend may be a member of a quorum (is_member()).
+  MemberReply ObtainAsMember(Attempt& attempt);
   ConfirmReply Confirm(const Attempt& attempt, FencingToken token);
 
   // Whether `attempt` obtained a new hold now. Like those below it says in words what happened
@@ -257,6 +259,8 @@ class ConformanceTest : public testing::TestWithParam<ConformanceParam> {
       std::string_view step,
       absl::FunctionRef<void(absl::AnyInvocable<void(absl::StatusOr<T>)>)> start);
   bool WaitUntil(absl::FunctionRef<bool()> done, absl::FunctionRef<std::string()> awaited);
+  static void Ask(const Attempt& attempt, absl::FunctionRef<void(const ObtainRequest&)> obtain);
+  static void Remember(Attempt& attempt, const ObtainReply& reply);
   testing::AssertionResult IsAnswered(Attempt& attempt, ObtainOutcome expected);
   Watched WatchAs(std::string who, LockingProtocol& backend, const WatchRequest& request,
                   std::function<void(const WatchEvent&)> also);

@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/tests/conformance/conformance.h"
 
 namespace latchkey {
@@ -764,11 +765,55 @@ TEST_P(ConformanceTest, AReferenceThatNamesNothingReleasesNothing) {
   EXPECT_TRUE(Holds(a));
 }
 
-// ---- Confirm
+// ---- Members of a quorum
 // -------------------------------------------------------------------------------------
 
+TEST_P(ConformanceTest, AMemberObtainsAsAnybodyDoes) {
+  if (!is_member()) GTEST_SKIP() << "no member of a quorum";
+  Attempt a = Party("a");
+  const MemberReply obtained = ObtainAsMember(a);
+  ASSERT_EQ(obtained.reply.outcome, ObtainOutcome::kObtained);
+  ExpectRemaining(obtained.reply.remaining, a.request.lease);
+  EXPECT_FALSE(obtained.fence_lost);
+  EXPECT_TRUE(Holds(a));
+  // A repetition, whichever way it is asked.
+  const MemberReply again = ObtainAsMember(a);
+  EXPECT_EQ(again.reply.outcome, ObtainOutcome::kReentered);
+  EXPECT_EQ(again.reply.token, obtained.reply.token);
+  EXPECT_EQ(Obtain(a).token, obtained.reply.token);
+  EXPECT_EQ(Release(a), ReleaseOutcome::kReleased);
+  Attempt b = Party("b");
+  ASSERT_TRUE(Obtains(b));
+  EXPECT_GT(b.token, obtained.reply.token);
+}
+
+TEST_P(ConformanceTest, AMemberSaysTheFenceWhereItGrantsNothing) {
+  if (!is_member()) GTEST_SKIP() << "no member of a quorum";
+  Attempt a = Party("a");
+  ASSERT_TRUE(Obtains(a));
+  Attempt b = Party("b");
+  const auto expect_fence = [&](const MemberReply& reply, FencingToken token) {
+    EXPECT_EQ(reply.reply.token, 0u);
+    EXPECT_FALSE(reply.fence_lost);
+    // 0: it does not say.
+    EXPECT_TRUE(reply.fence == 0 || reply.fence >= token) << reply.fence << " after " << token;
+  };
+  const MemberReply denied = ObtainAsMember(b);
+  ASSERT_EQ(denied.reply.outcome, ObtainOutcome::kDenied);
+  EXPECT_EQ(denied.reply.other_owner, "a");
+  expect_fence(denied, a.token);
+  // Also one that a quorum has raised.
+  const FencingToken raised = a.token + 100;
+  ASSERT_EQ(Confirm(a, raised).outcome, ConfirmOutcome::kConfirmed);
+  expect_fence(ObtainAsMember(b), raised);
+  Attempt thief = Thief("thief", 9);
+  const MemberReply reserved = ObtainAsMember(thief);
+  ASSERT_EQ(reserved.reply.outcome, ObtainOutcome::kReserved);
+  expect_fence(reserved, raised);
+}
+
 TEST_P(ConformanceTest, ConfirmRaisesTheTokenOfTheHoldAndTheFence) {
-  if (!capabilities().confirm) GTEST_SKIP() << "no Confirm";
+  if (!is_member()) GTEST_SKIP() << "no member of a quorum";
   Attempt a = Party("a");
   ASSERT_TRUE(Obtains(a));
   const FencingToken raised = a.token + 100;
@@ -787,7 +832,7 @@ TEST_P(ConformanceTest, ConfirmRaisesTheTokenOfTheHoldAndTheFence) {
 }
 
 TEST_P(ConformanceTest, ConfirmOfTheOwnTokenIsGranted) {
-  if (!capabilities().confirm) GTEST_SKIP() << "no Confirm";
+  if (!is_member()) GTEST_SKIP() << "no member of a quorum";
   Attempt a = Party("a");
   ASSERT_TRUE(Obtains(a));
   const ConfirmReply reply = Confirm(a, a.token);
@@ -796,7 +841,7 @@ TEST_P(ConformanceTest, ConfirmOfTheOwnTokenIsGranted) {
 }
 
 TEST_P(ConformanceTest, ConfirmNamesALargerTokenInsteadOfLoweringIt) {
-  if (!capabilities().confirm) GTEST_SKIP() << "no Confirm";
+  if (!is_member()) GTEST_SKIP() << "no member of a quorum";
   Attempt a = Party("a");
   ASSERT_TRUE(Obtains(a));
   const FencingToken raised = a.token + 100;
@@ -808,7 +853,7 @@ TEST_P(ConformanceTest, ConfirmNamesALargerTokenInsteadOfLoweringIt) {
 }
 
 TEST_P(ConformanceTest, ConfirmByWhoeverDoesNotHoldChangesNothing) {
-  if (!capabilities().confirm) GTEST_SKIP() << "no Confirm";
+  if (!is_member()) GTEST_SKIP() << "no member of a quorum";
   Attempt a = Party("a");
   Attempt b = Party("b");
   a.request.lease = Units(2);
@@ -822,14 +867,6 @@ TEST_P(ConformanceTest, ConfirmByWhoeverDoesNotHoldChangesNothing) {
   EXPECT_LT(b.token, far) << "the fence did not move";
   Release(b);
   EXPECT_EQ(Confirm(b, far).outcome, ConfirmOutcome::kNotHeld) << "released";
-}
-
-TEST_P(ConformanceTest, ConfirmIsUnimplementedWhereItIsNotOffered) {
-  if (capabilities().confirm) GTEST_SKIP() << "Confirm is offered";
-  Attempt a = Party("a");
-  ASSERT_TRUE(Obtains(a));
-  EXPECT_EQ(TryConfirm(*a.backend, Ref(a), a.token).status().code(),
-            absl::StatusCode::kUnimplemented);
 }
 
 // ---- Inspect

@@ -616,6 +616,24 @@ TEST_F(LockRecordTest, ConfirmRaisesTokenAndFenceTogether) {
   EXPECT_EQ(record_.fence, 7u);
 }
 
+TEST_F(LockRecordTest, AMemberIsToldTheFenceWhereItIsGrantedNothing) {
+  const auto obtain = [this](const ObtainRequest& request) {
+    effects_ = {};
+    return ApplyAsMember(record_, request, now_, effects_);
+  };
+  const MemberReply obtained = obtain(Request(kA, "a"));
+  EXPECT_EQ(obtained.reply.outcome, ObtainOutcome::kObtained);
+  EXPECT_EQ(obtained.reply.token, 1u);
+  EXPECT_EQ(obtained.fence, 0u);
+  EXPECT_TRUE(effects_.changed);
+  EXPECT_EQ(Confirm(kA, 7).outcome, ConfirmOutcome::kConfirmed);
+  const MemberReply denied = obtain(Request(kOther, "other"));
+  EXPECT_EQ(denied.reply.outcome, ObtainOutcome::kDenied);
+  EXPECT_EQ(denied.reply.other_owner, "a");
+  EXPECT_EQ(denied.fence, 7u);
+  EXPECT_FALSE(denied.fence_lost);
+}
+
 TEST_F(LockRecordTest, NominateReservesAFreeRecordOnly) {
   EXPECT_TRUE(Nominate(record_, kThief, "waiter", 3, absl::Seconds(1), now_));
   EXPECT_EQ(record_.successor->acquisition, kThief);

@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 namespace {
@@ -176,13 +177,14 @@ class MinimalBackend : public LockingProtocol {
   BackendCapabilities capabilities_ = {.name = "minimal"};
 };
 
-TEST(LockingProtocolTest, ConfirmIsNotImplementedUnlessABackendDoes) {
+TEST(LockingProtocolTest, ABackendIsNoMemberOfAQuorumUnlessItSaysSo) {
   MinimalBackend backend;
-  absl::Status status;
-  backend.Confirm({.resource = "r", .acquisition = {1, 2}}, 1,
-                  [&](absl::StatusOr<ConfirmReply> reply) { status = reply.status(); });
-  EXPECT_EQ(ReasonOf(status), Reason::kNotSupported);
-  EXPECT_THAT(status.message(), HasSubstr("minimal"));
+  EXPECT_EQ(backend.quorum_member(), nullptr);
+}
+
+TEST(LockingProtocolTest, AResourceIsWhatTheCallerSaysUnlessABackendKnowsMore) {
+  MinimalBackend backend;
+  EXPECT_EQ(backend.ResourceOf({.resource = "r", .acquisition = {1, 2}}), "r");
 }
 
 TEST(LockingProtocolTest, InspectVisitsNothingUnlessABackendDoes) {

@@ -23,11 +23,11 @@
 #include "latchkey/core/lease.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/core/policy/admission_policy.h"
 #include "latchkey/core/policy/preemption_policy.h"
 #include "latchkey/core/policy/queue_policy.h"
 #include "latchkey/core/policy/retry_policy.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/fuzz/fuzz_input.h"
 #include "latchkey/tests/support/simulated_clock.h"
@@ -418,7 +418,7 @@ void Quorum(FuzzInput& input) {
       NewMemoryBackend({.clock = &clock, .shards = 1}),
       NewMemoryBackend({.clock = &clock, .shards = 1}),
       std::make_shared<Restricted>(NewMemoryBackend({.clock = &clock, .shards = 1}),
-                                   BackendCapabilities{.name = "no Confirm"}, clock),
+                                   BackendCapabilities{.name = "no member"}, clock),
       nullptr};
   int uses[4] = {};
   std::vector<std::shared_ptr<LockingProtocol>> protocols;

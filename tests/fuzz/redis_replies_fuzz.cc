@@ -41,18 +41,20 @@ std::string ReadAll(const redisReply& reply) {
       FuzzCheck(InRange(recovering->left, false), "recovers for ever");
       absl::StrAppend(&all, "recovering ", absl::FormatDuration(recovering->left), ";");
     } else {
-      const ObtainReply& r = std::get<ObtainReply>(*answer);
+      const MemberReply& member = std::get<MemberReply>(*answer);
+      const ObtainReply& r = member.reply;
       const bool holds =
           r.outcome == ObtainOutcome::kObtained || r.outcome == ObtainOutcome::kReentered;
       FuzzCheck(holds ? IsToken(r.token) : r.token == 0, "a token that is none");
-      FuzzCheck(r.fence <= kMaxNumber && (!holds || r.fence == 0), "a fence that is none");
-      FuzzCheck(!r.fence_lost || holds, "lost the fence of nothing");
+      FuzzCheck(member.fence <= kMaxNumber && (!holds || member.fence == 0),
+                "a fence that is none");
+      FuzzCheck(!member.fence_lost || holds, "lost the fence of nothing");
       FuzzCheck(InRange(r.remaining, false), "remaining");
       FuzzCheck(InRange(r.grace_remaining, true), "grace_remaining");
       absl::StrAppend(&all, "obtain ", static_cast<int>(r.outcome), " ", r.token, " ",
                       absl::FormatDuration(r.remaining), " ",
                       absl::FormatDuration(r.grace_remaining), " ", r.other_owner, " ",
-                      r.other_priority, " ", r.fence, r.fence_lost, ";");
+                      r.other_priority, " ", member.fence, member.fence_lost, ";");
     }
   }
   if (const auto answer = ReadReleaseAnswer(reply)) {

@@ -29,6 +29,7 @@
 #include "gtest/gtest.h"
 #include "latchkey/core/protocol/lock_record.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/simulated_clock.h"
 
@@ -97,7 +98,7 @@ TEST(MemoryLinearizabilityTest, TheThreadsReallyMeet) {
 
 // A backend made of core/lock_record, in which a step is taken in two parts: load, then store. A
 // thread between the two gives the others the chance to get there as well.
-class Torn : public LockingProtocol {
+class Torn : public LockingProtocol, public QuorumMember {
  public:
   enum class Fault {
     kNone,        // Both under the mutex: right.
@@ -109,7 +110,6 @@ class Torn : public LockingProtocol {
   explicit Torn(Fault fault) : fault_(fault) {
     capabilities_.infinite_lease = true;
     capabilities_.answers_at_once = true;
-    capabilities_.confirm = true;
     capabilities_.inspect = true;
   }
 
@@ -127,6 +127,12 @@ class Torn : public LockingProtocol {
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
     done(Step<ExtendReply>(hold.resource, [&](LockRecord& record, Effects& effects) {
       return ApplyExtend(record, hold.acquisition, lease, kNow, effects);
+    }));
+  }
+  QuorumMember* quorum_member() override { return this; }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    done(Step<MemberReply>(request.resource, [&](LockRecord& record, Effects& effects) {
+      return ApplyAsMember(record, request, kNow, effects);
     }));
   }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
@@ -231,9 +237,7 @@ class CheckThenAct : public LockingProtocol {
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
     backend_->Extend(hold, lease, std::move(done));
   }
-  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
-    backend_->Confirm(hold, token, std::move(done));
-  }
+  QuorumMember* quorum_member() override { return backend_->quorum_member(); }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
     return backend_->Watch(request, std::move(on_event));
   }

@@ -19,6 +19,7 @@
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/core/locker.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/core/transaction.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/simulated_clock.h"
@@ -81,7 +82,7 @@ class ObservedClock : public Clock {
 // A server of a quorum that may lose its data. It keeps the rule of recovery: nothing is granted
 // before every lease from before the loss is over, and from then on it says of each resource that
 // its fence is lost, until a quorum has confirmed a token there.
-class LosingServer : public LockingProtocol {
+class LosingServer : public LockingProtocol, public QuorumMember {
  public:
   explicit LosingServer(Clock& clock) : clock_(clock), capabilities_(Empty()->capabilities()) {
     capabilities_.infinite_lease = false;
@@ -106,18 +107,22 @@ class LosingServer : public LockingProtocol {
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
     if (away_) return done(Away());
+    if (!Knows(std::string(request.resource.bytes()))) return done(Recovering());
+    inner_->Obtain(request, std::move(done));
+  }
+  QuorumMember* quorum_member() override { return this; }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    if (away_) return done(Away());
+    if (clock_.Now() < recovered_at_) return done(Recovering());
     const bool lost = !Knows(std::string(request.resource.bytes()));
-    if (clock_.Now() < recovered_at_ || (lost && !request.reads_fence_back)) {
-      done(BackendUnavailableError("it is recovering"));
-      return;
-    }
-    inner_->Obtain(request, [lost, &done](absl::StatusOr<ObtainReply> reply) {
+    const auto answer = [lost, &done](absl::StatusOr<MemberReply> reply) {
       if (reply.ok() && lost) {
         reply->fence_lost = true;
         reply->fence = 0;
       }
       done(std::move(reply));
-    });
+    };
+    inner_->quorum_member()->ObtainAsMember(request, answer);
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
     if (away_) return done(Away());
@@ -130,7 +135,7 @@ class LosingServer : public LockingProtocol {
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
     if (away_) return done(Away());
     const std::string resource(hold.resource.bytes());
-    inner_->Confirm(hold, token, [&](absl::StatusOr<ConfirmReply> reply) {
+    inner_->quorum_member()->Confirm(hold, token, [&](absl::StatusOr<ConfirmReply> reply) {
       if (reply.ok() && reply->outcome == ConfirmOutcome::kConfirmed) known_.insert(resource);
       done(std::move(reply));
     });
@@ -150,6 +155,7 @@ class LosingServer : public LockingProtocol {
 
  private:
   static absl::Status Away() { return BackendUnavailableError("it is away"); }
+  static absl::Status Recovering() { return BackendUnavailableError("it is recovering"); }
 
   // One shard, so that one counter makes all tokens; it begins at 1 again.
   std::shared_ptr<LockingProtocol> Empty() const {
@@ -166,7 +172,7 @@ class LosingServer : public LockingProtocol {
 };
 
 // Looks at what a server grants.
-class Tap : public LockingProtocol {
+class Tap : public LockingProtocol, public QuorumMember {
  public:
   using OnGrant = std::function<void(const ObtainRequest&, const ObtainReply&)>;
   using OnStep = std::function<void(const ResourceName&)>;
@@ -181,15 +187,22 @@ class Tap : public LockingProtocol {
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
     absl::StatusOr<ObtainReply> answer = ObtainReply();
     backend_->Obtain(request, [&](absl::StatusOr<ObtainReply> reply) {
-      if (reply.ok() && reply->outcome == ObtainOutcome::kObtained) on_grant_(request, *reply);
+      if (reply.ok()) LookAtGrant(request, *reply);
       answer = std::move(reply);
     });
-    if (say_ != nullptr && answer.ok()) {
-      constexpr std::string_view kOutcomes[] = {"obtained", "re-entered", "reserved", "denied"};
-      say_(request.acquisition, absl::StrCat("asks with priority ", request.priority, ": ",
-                                             kOutcomes[static_cast<int>(answer->outcome)]));
-    }
-    on_step_(request.resource);
+    LookAtAnswer(request, answer.ok() ? &*answer : nullptr);
+    done(std::move(answer));
+  }
+  QuorumMember* quorum_member() override {
+    return backend_->quorum_member() != nullptr ? this : nullptr;
+  }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    absl::StatusOr<MemberReply> answer = MemberReply();
+    backend_->quorum_member()->ObtainAsMember(request, [&](absl::StatusOr<MemberReply> reply) {
+      if (reply.ok()) LookAtGrant(request, reply->reply);
+      answer = std::move(reply);
+    });
+    LookAtAnswer(request, answer.ok() ? &answer->reply : nullptr);
     done(std::move(answer));
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
@@ -200,7 +213,7 @@ class Tap : public LockingProtocol {
     backend_->Extend(hold, lease, std::move(done));
   }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
-    backend_->Confirm(hold, token, std::move(done));
+    backend_->quorum_member()->Confirm(hold, token, std::move(done));
   }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
     if (say_ == nullptr) return backend_->Watch(request, std::move(on_event));
@@ -221,6 +234,19 @@ class Tap : public LockingProtocol {
   }
 
  private:
+  void LookAtGrant(const ObtainRequest& request, const ObtainReply& reply) {
+    if (reply.outcome == ObtainOutcome::kObtained) on_grant_(request, reply);
+  }
+  // Null: it failed.
+  void LookAtAnswer(const ObtainRequest& request, const ObtainReply* reply) {
+    if (say_ != nullptr && reply != nullptr) {
+      constexpr std::string_view kOutcomes[] = {"obtained", "re-entered", "reserved", "denied"};
+      say_(request.acquisition, absl::StrCat("asks with priority ", request.priority, ": ",
+                                             kOutcomes[static_cast<int>(reply->outcome)]));
+    }
+    on_step_(request.resource);
+  }
+
   const std::shared_ptr<LockingProtocol> backend_;
   const OnGrant on_grant_;
   const OnStep on_step_;

@@ -37,6 +37,11 @@ std::string Outcome(const absl::StatusOr<ObtainReply>& reply) {
   return "?";
 }
 
+std::string Outcome(const absl::StatusOr<MemberReply>& reply) {
+  if (!reply.ok()) return std::string(reply.status().message());
+  return Outcome(absl::StatusOr<ObtainReply>(reply->reply));
+}
+
 std::string Outcome(const absl::StatusOr<ReleaseOutcome>& reply) {
   if (!reply.ok()) return std::string(reply.status().message());
   return *reply == ReleaseOutcome::kReleased    ? "released"
@@ -203,6 +208,23 @@ class FaultInjectingProtocol::Link : public std::enable_shared_from_this<Link>, 
   }
 
   // ---- Calls ----
+
+  template <typename Reply>
+  void CallObtain(const ObtainRequest& request,
+                  void (*obtain)(LockingProtocol&, const ObtainRequest&, Done<Reply>),
+                  Done<Reply> done) {
+    Call<Reply>(
+        absl::StrCat("obtain ", ResourceForMessage(request.resource.bytes()), " with priority ",
+                     request.priority),
+        [obtain, request, resource = std::string(request.resource.bytes()),
+         owner = std::string(request.owner)](LockingProtocol& backend, Done<Reply> answer) {
+          ObtainRequest copy = request;
+          copy.resource = request.resource.WithBytes(resource);
+          copy.owner = owner;
+          obtain(backend, copy, std::move(answer));
+        },
+        std::move(done));
+  }
 
   // `execute` makes the call on the wrapped backend; it may run twice.
   template <typename Reply>
@@ -552,7 +574,7 @@ class FaultInjectingProtocol::Link : public std::enable_shared_from_this<Link>, 
 
 FaultInjectingProtocol::FaultInjectingProtocol(std::shared_ptr<LockingProtocol> wrapped,
                                                FaultInjectingOptions options)
-    : capabilities_(wrapped->capabilities()) {
+    : capabilities_(wrapped->capabilities()), is_member_(wrapped->quorum_member() != nullptr) {
   capabilities_.name = absl::StrCat("faulty ", capabilities_.name);
   capabilities_.infinite_lease = false;
   capabilities_.answers_at_once = false;
@@ -584,15 +606,23 @@ void FaultInjectingProtocol::Obtain(const ObtainRequest& request, ObtainCallback
     done(std::move(bad));
     return;
   }
-  link_->Call<ObtainReply>(
-      absl::StrCat("obtain ", ResourceForMessage(request.resource.bytes()), " with priority ",
-                   request.priority),
-      [request, resource = std::string(request.resource.bytes()),
-       owner = std::string(request.owner)](LockingProtocol& backend, ObtainCallback answer) {
-        ObtainRequest copy = request;
-        copy.resource = request.resource.WithBytes(resource);
-        copy.owner = owner;
+  link_->CallObtain<ObtainReply>(
+      request,
+      [](LockingProtocol& backend, const ObtainRequest& copy, ObtainCallback answer) {
         backend.Obtain(copy, std::move(answer));
+      },
+      std::move(done));
+}
+
+void FaultInjectingProtocol::ObtainAsMember(const ObtainRequest& request, MemberCallback done) {
+  if (absl::Status bad = CheckRequest(request, capabilities_); !bad.ok()) {
+    done(std::move(bad));
+    return;
+  }
+  link_->CallObtain<MemberReply>(
+      request,
+      [](LockingProtocol& backend, const ObtainRequest& copy, MemberCallback answer) {
+        backend.quorum_member()->ObtainAsMember(copy, std::move(answer));
       },
       std::move(done));
 }
@@ -631,8 +661,9 @@ void FaultInjectingProtocol::Confirm(const HoldRef& hold, FencingToken token,
       absl::StrCat("confirm ", ResourceForMessage(hold.resource.bytes()), " with token ", token),
       [hold, token, resource = std::string(hold.resource.bytes())](LockingProtocol& backend,
                                                                    ConfirmCallback answer) {
-        backend.Confirm({hold.resource.WithBytes(resource), hold.acquisition, hold.hint}, token,
-                        std::move(answer));
+        backend.quorum_member()->Confirm(
+            {hold.resource.WithBytes(resource), hold.acquisition, hold.hint}, token,
+            std::move(answer));
       },
       std::move(done));
 }

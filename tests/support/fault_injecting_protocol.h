@@ -22,7 +22,7 @@
 // What it says of itself: as the wrapped backend, but answers never come at once, events are
 // reliable only if no message can be lost or overtaken by another, the hint alone identifies
 // nothing, nothing can be inspected, and leases are finite: a crashed client, or an Obtain that
-// arrives late, would hold for ever.
+// arrives late, would hold for ever. It may be a member of a quorum if the wrapped one may.
 //
 // Thread safety: all methods may be called from any thread.
 #ifndef LATCHKEY_TESTS_SUPPORT_FAULT_INJECTING_PROTOCOL_H_
@@ -36,6 +36,7 @@
 #include "absl/time/time.h"
 #include "latchkey/core/clock.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 
@@ -91,7 +92,7 @@ struct FaultInjectingOptions {
   std::function<void(std::string_view)> trace = nullptr;
 };
 
-class FaultInjectingProtocol : public LockingProtocol {
+class FaultInjectingProtocol : public LockingProtocol, public QuorumMember {
  public:
   // `wrapped` must not be null; its ownership is shared.
   FaultInjectingProtocol(std::shared_ptr<LockingProtocol> wrapped, FaultInjectingOptions options);
@@ -130,14 +131,19 @@ class FaultInjectingProtocol : public LockingProtocol {
   void Obtain(const ObtainRequest& request, ObtainCallback done) override;
   void Release(const HoldRef& hold, ReleaseCallback done) override;
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override;
-  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override;
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override;
   const BackendCapabilities& capabilities() const override { return capabilities_; }
+  QuorumMember* quorum_member() override { return is_member_ ? this : nullptr; }
+
+  // QuorumMember, if `quorum_member()` says so:
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override;
+  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override;
 
  private:
   class Link;
 
   BackendCapabilities capabilities_;
+  const bool is_member_;
   std::shared_ptr<Link> link_;
 };
 

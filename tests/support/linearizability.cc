@@ -393,6 +393,7 @@ class Client {
     const Party& party = parties_[which];
     Operation step{.client = number_, .resource = party.resource, .acquisition = party.acquisition};
     const BackendCapabilities& can = backend_.capabilities();
+    const bool can_confirm = backend_.quorum_member() != nullptr;
     const int kind = Below(20);
     if (kind < 9) {
       step.kind = Kind::kObtain;
@@ -406,12 +407,12 @@ class Client {
       if (step.reserve_below && can.forced_handover && Below(3) == 0) {
         step.grace = Below(2) * options_.unit;
       }
-    } else if (kind < 15 || (kind >= 17 && !can.confirm && !can.inspect)) {
+    } else if (kind < 15 || (kind >= 17 && !can_confirm && !can.inspect)) {
       step.kind = Kind::kRelease;
     } else if (kind < 17) {
       step.kind = Kind::kExtend;
       step.lease = SomeLease();
-    } else if (kind < 18 && can.confirm) {
+    } else if (kind < 18 && can_confirm) {
       step.kind = Kind::kConfirm;
       step.token = last_token_ + static_cast<FencingToken>(Below(3));
       if (step.token == 0) step.token = 1;
@@ -468,7 +469,7 @@ class Client {
         backend_.Extend(hold, step.lease, Hear<ExtendReply>(slot));
         break;
       case Kind::kConfirm:
-        backend_.Confirm(hold, step.token, Hear<ConfirmReply>(slot));
+        backend_.quorum_member()->Confirm(hold, step.token, Hear<ConfirmReply>(slot));
         break;
       case Kind::kInspect: {
         ResourceState state;

@@ -32,6 +32,7 @@
 #include "absl/time/time.h"
 #include "latchkey/core/lease.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 

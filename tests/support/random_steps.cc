@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "latchkey/core/protocol/lock_record.h"
+#include "latchkey/core/protocol/quorum_member.h"
 
 namespace latchkey {
 namespace {
@@ -132,7 +133,7 @@ class Run {
     } else if (kind < 73) {
       Extend(SomeParty());
     } else if (kind < 80) {
-      if (backend_.capabilities().confirm) Confirm(SomeParty());
+      if (QuorumMember* const member = backend_.quorum_member()) Confirm(*member, SomeParty());
     } else {
       const absl::Duration duration = OneOf({0, 1, 1, 1, 2, 3}) * options_.unit;
       trace_.push_back(absl::StrCat("advance ", absl::FormatDuration(duration)));
@@ -178,12 +179,29 @@ class Run {
         request.reserve_below ? absl::StrCat(" below ", *request.reserve_below) : "",
         " reservation ", absl::FormatDuration(request.reservation_lease),
         request.grace ? absl::StrCat(" grace ", absl::FormatDuration(*request.grace)) : ""));
-    std::optional<absl::StatusOr<ObtainReply>> answer;
-    backend_.Obtain(request, [&](absl::StatusOr<ObtainReply> reply) { answer = std::move(reply); });
+    // By turns alone, and as a member of a quorum, of which more is said.
+    std::optional<absl::StatusOr<MemberReply>> answer;
+    QuorumMember* const member = ++obtains_ % 2 == 0 ? backend_.quorum_member() : nullptr;
+    if (member != nullptr) {
+      trace_.back() += " as a member";
+      member->ObtainAsMember(request,
+                             [&](absl::StatusOr<MemberReply> reply) { answer = std::move(reply); });
+    } else {
+      backend_.Obtain(request, [&](absl::StatusOr<ObtainReply> reply) {
+        if (reply.ok()) {
+          answer = MemberReply{.reply = *std::move(reply)};
+        } else {
+          answer = reply.status();
+        }
+      });
+    }
     Effects effects;
-    const ObtainReply expected = Apply(resource.record, request, now_, effects);
-    const ObtainReply* const reply = Check(answer);
-    if (reply == nullptr) return;
+    const MemberReply expected_as_member = ApplyAsMember(resource.record, request, now_, effects);
+    const ObtainReply& expected = expected_as_member.reply;
+    const MemberReply* const said = Check(answer);
+    if (said == nullptr) return;
+    const ObtainReply* const reply = &said->reply;
+    Compare("fence_lost", said->fence_lost, false);
     absl::StrAppend(&trace_.back(), " -> ", ObtainOutcomeName(reply->outcome));
     Compare("outcome", ObtainOutcomeName(reply->outcome), ObtainOutcomeName(expected.outcome));
     CompareDurations("remaining", reply->remaining, expected.remaining);
@@ -206,10 +224,10 @@ class Run {
         Compare("token", reply->token, FencingToken{0});
         Compare("other_owner", reply->other_owner, expected.other_owner);
         Compare("other_priority", reply->other_priority, expected.other_priority);
-        if (options_.exact_tokens) {
-          Compare("fence", reply->fence, expected.fence);
-        } else if (reply->fence != 0 && reply->fence < resource.largest) {
-          Differ(absl::StrCat("fence ", reply->fence, " after token ", resource.largest));
+        if (member != nullptr && options_.exact_tokens) {
+          Compare("fence", said->fence, expected_as_member.fence);
+        } else if (said->fence != 0 && said->fence < resource.largest) {
+          Differ(absl::StrCat("fence ", said->fence, " after token ", resource.largest));
         }
         break;
     }
@@ -250,7 +268,7 @@ class Run {
     }
   }
 
-  void Confirm(Party& party) {
+  void Confirm(QuorumMember& member, Party& party) {
     ResourceUnderTest& resource = resources_[party.resource];
     // Relative to the hold's token, which need not be the same number on both sides.
     const FencingToken more = OneOf<FencingToken>({0, 1, 3});
@@ -259,8 +277,8 @@ class Run {
     trace_.push_back(
         absl::StrCat("confirm ", Name(party), less ? " less" : absl::StrCat(" +", more)));
     std::optional<absl::StatusOr<ConfirmReply>> answer;
-    backend_.Confirm(Ref(party), less ? resource.held - 1 : resource.held + more,
-                     [&](absl::StatusOr<ConfirmReply> reply) { answer = std::move(reply); });
+    member.Confirm(Ref(party), less ? resource.held - 1 : resource.held + more,
+                   [&](absl::StatusOr<ConfirmReply> reply) { answer = std::move(reply); });
     Effects effects;
     const ConfirmReply expected = ApplyConfirm(resource.record, party.request.acquisition,
                                                less ? own - 1 : own + more, now_, effects);
@@ -283,10 +301,10 @@ class Run {
         backend_.Watch({.resource = resources_[party.resource].name,
                         .acquisition = party.request.acquisition,
                         .role = role,
-                        .hint = party.hint,
                         .owner = party.owner,
                         .priority = party.request.priority,
-                        .reservation_lease = party.request.reservation_lease},
+                        .reservation_lease = party.request.reservation_lease,
+                        .hint = party.hint},
                        [belief = watch.belief](const WatchEvent& event) { belief->Hear(event); });
     Settle();
     return watch;
@@ -412,6 +430,7 @@ class Run {
   absl::Time now_ = absl::UnixEpoch() + absl::Hours(1);
   std::vector<ResourceUnderTest> resources_;
   std::vector<std::unique_ptr<Party>> parties_;
+  int obtains_ = 0;
   std::vector<std::string> trace_;
   std::string difference_;
 };

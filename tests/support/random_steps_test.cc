@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/simulated_clock.h"
 
@@ -18,12 +19,13 @@ namespace latchkey {
 namespace {
 
 // A correct backend but for what a test makes it do.
-class FaultyBackend : public LockingProtocol {
+class FaultyBackend : public LockingProtocol, public QuorumMember {
  public:
   explicit FaultyBackend(Clock& clock) : correct_(NewMemoryBackend({.clock = &clock})) {}
 
   std::function<void(ObtainRequest&)> on_obtain = [](ObtainRequest&) {};
   std::function<void(ObtainReply&)> on_obtained = [](ObtainReply&) {};
+  std::function<void(MemberReply&)> on_answered_as_member = [](MemberReply&) {};
   std::function<void(ReleaseOutcome&)> on_released = [](ReleaseOutcome&) {};
   std::function<void(absl::Duration&)> on_extend = [](absl::Duration&) {};
   std::function<bool(const WatchEvent&)> passes = [](const WatchEvent&) { return true; };
@@ -54,8 +56,21 @@ class FaultyBackend : public LockingProtocol {
                              if (passes(event)) on_event(event);
                            });
   }
+  QuorumMember* quorum_member() override { return this; }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    ObtainRequest changed = request;
+    on_obtain(changed);
+    correct_->quorum_member()->ObtainAsMember(
+        changed, [this, done = std::move(done)](absl::StatusOr<MemberReply> reply) mutable {
+          if (reply.ok()) {
+            on_obtained(reply->reply);
+            on_answered_as_member(*reply);
+          }
+          done(std::move(reply));
+        });
+  }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
-    correct_->Confirm(hold, token, std::move(done));
+    correct_->quorum_member()->Confirm(hold, token, std::move(done));
   }
   const BackendCapabilities& capabilities() const override { return correct_->capabilities(); }
 
@@ -151,6 +166,22 @@ TEST(RandomStepsTest, FindATokenThatDoesNotGrow) {
               backend.on_obtained = [](ObtainReply& reply) {
                 if (reply.token > 3) reply.token = 3;
               };
+            }),
+            "");
+}
+
+TEST(RandomStepsTest, FindAFenceThatIsTooLow) {
+  EXPECT_NE(FirstDifference([](FaultyBackend& backend) {
+              backend.on_answered_as_member = [](MemberReply& reply) {
+                if (reply.fence > 1) --reply.fence;
+              };
+            }),
+            "");
+}
+
+TEST(RandomStepsTest, FindAFenceThatIsSaidToBeLost) {
+  EXPECT_NE(FirstDifference([](FaultyBackend& backend) {
+              backend.on_answered_as_member = [](MemberReply& reply) { reply.fence_lost = true; };
             }),
             "");
 }

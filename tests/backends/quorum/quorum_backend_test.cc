@@ -21,6 +21,7 @@
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/lock_manager.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/memory_backend/memory_backend.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/simulated_clock.h"
@@ -29,7 +30,7 @@ namespace latchkey {
 namespace {
 
 // Passes everything on, unless it is down, or until it is let go on.
-class Server final : public LockingProtocol {
+class Server final : public LockingProtocol, public QuorumMember {
  public:
   enum class Mode {
     kWorks,
@@ -40,10 +41,16 @@ class Server final : public LockingProtocol {
   };
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
-    ++obtains;
-    if (before_obtain) std::exchange(before_obtain, nullptr)();
+    BeginObtain();
     Pass<ObtainReply>([&](auto reply) { inner_->Obtain(request, std::move(reply)); },
                       std::move(done));
+  }
+  QuorumMember* quorum_member() override { return is_member ? this : nullptr; }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    BeginObtain();
+    Pass<MemberReply>(
+        [&](auto reply) { inner_->quorum_member()->ObtainAsMember(request, std::move(reply)); },
+        std::move(done));
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
     ++releases;
@@ -58,8 +65,9 @@ class Server final : public LockingProtocol {
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
     ++confirms;
     if (confirms_slowly) mode = Mode::kSlow;
-    Pass<ConfirmReply>([&](auto reply) { inner_->Confirm(hold, token, std::move(reply)); },
-                       std::move(done));
+    Pass<ConfirmReply>(
+        [&](auto reply) { inner_->quorum_member()->Confirm(hold, token, std::move(reply)); },
+        std::move(done));
   }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
     return inner_->Watch(request, std::move(on_event));
@@ -115,6 +123,7 @@ class Server final : public LockingProtocol {
 
   LockingProtocol& inner() { return *inner_; }
 
+  bool is_member = true;
   Mode mode = Mode::kWorks;
   bool confirms_slowly = false;
   std::optional<Mode> for_releases = std::nullopt;  // Takes this mode when one comes.
@@ -124,6 +133,11 @@ class Server final : public LockingProtocol {
   int confirms = 0;
 
  private:
+  void BeginObtain() {
+    ++obtains;
+    if (before_obtain) std::exchange(before_obtain, nullptr)();
+  }
+
   template <typename T, typename Call, typename Done>
   void Pass(Call call, Done done) {
     switch (mode) {
@@ -197,12 +211,31 @@ absl::StatusOr<ReleaseOutcome> Release(LockingProtocol& backend, AcquisitionId i
       [&](auto done) { backend.Release({.resource = "r", .acquisition = id}, std::move(done)); });
 }
 
-TEST(QuorumBackendTest, NeedsProtocolsThatAreThereDifferentAndAbleToConfirm) {
+TEST(QuorumBackendTest, NeedsProtocolsThatAreThereDifferentAndMembers) {
   EXPECT_EQ(ReasonOf(NewQuorumBackend({}).status()), Reason::kInvalidArgument);
   const auto one = NewMemoryBackend();
   EXPECT_EQ(ReasonOf(NewQuorumBackend({one, nullptr}).status()), Reason::kInvalidArgument);
   EXPECT_EQ(ReasonOf(NewQuorumBackend({one, one}).status()), Reason::kInvalidArgument);
   EXPECT_TRUE(NewQuorumBackend({one}).ok());
+
+  const auto stranger = std::make_shared<Server>();
+  stranger->is_member = false;
+  const absl::Status refused = NewQuorumBackend({one, stranger}).status();
+  EXPECT_EQ(ReasonOf(refused), Reason::kNotSupported) << refused;
+  EXPECT_TRUE(absl::StrContains(refused.message(), "protocols[1], 'memory'")) << refused;
+}
+
+TEST(QuorumBackendTest, AServerAloneNeedsNotBeAMember) {
+  const auto server = std::make_shared<Server>();
+  server->is_member = false;
+  const auto quorum = *NewQuorumBackend({server});
+  const AcquisitionId holder = AcquisitionId::Next();
+  EXPECT_EQ(Obtain(*quorum, Request(holder))->outcome, ObtainOutcome::kObtained);
+  EXPECT_EQ(Obtain(*quorum, Request(AcquisitionId::Next()))->outcome, ObtainOutcome::kDenied);
+  EXPECT_EQ(*Release(*quorum, holder), ReleaseOutcome::kReleased);
+  server->mode = Server::Mode::kDown;
+  EXPECT_EQ(ReasonOf(Obtain(*quorum, Request(AcquisitionId::Next())).status()),
+            Reason::kBackendUnavailable);
 }
 
 TEST(QuorumBackendTest, PromisesWhatTheLeastOfItsServersDoes) {

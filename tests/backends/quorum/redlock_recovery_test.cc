@@ -16,6 +16,7 @@
 #include "latchkey/backends/redis/redis_backend.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/tests/backends/redis/stored_hold.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/redis_server.h"
@@ -88,15 +89,16 @@ TEST(RedlockRecoveryTest, WithoutTheFencesOfAMajorityOfOthersItDoesNotCount) {
 }
 
 // Tells when an Obtain or the confirmations have been answered, and the quorum has heard of it.
-class Listener final : public LockingProtocol {
+class Listener final : public LockingProtocol, public QuorumMember {
  public:
   explicit Listener(std::shared_ptr<LockingProtocol> server) : server_(std::move(server)) {}
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
-    server_->Obtain(request, [mailbox = obtained_, done = std::move(done)](auto reply) mutable {
-      done(std::move(reply));
-      mailbox->Put(true);
-    });
+    server_->Obtain(request, AndTell(std::move(done)));
+  }
+  QuorumMember* quorum_member() override { return this; }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    server_->quorum_member()->ObtainAsMember(request, AndTell(std::move(done)));
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
     server_->Release(hold, std::move(done));
@@ -109,12 +111,12 @@ class Listener final : public LockingProtocol {
       absl::MutexLock lock(&confirms_->mutex);
       ++confirms_->sent;
     }
-    server_->Confirm(hold, token,
-                     [confirms = confirms_, done = std::move(done)](auto reply) mutable {
-                       done(std::move(reply));
-                       absl::MutexLock lock(&confirms->mutex);
-                       ++confirms->answered;
-                     });
+    server_->quorum_member()->Confirm(
+        hold, token, [confirms = confirms_, done = std::move(done)](auto reply) mutable {
+          done(std::move(reply));
+          absl::MutexLock lock(&confirms->mutex);
+          ++confirms->answered;
+        });
   }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
     return server_->Watch(request, std::move(on_event));
@@ -136,6 +138,14 @@ class Listener final : public LockingProtocol {
   }
 
  private:
+  template <typename Done>
+  Done AndTell(Done done) const {
+    return [mailbox = obtained_, done = std::move(done)](auto reply) mutable {
+      done(std::move(reply));
+      mailbox->Put(true);
+    };
+  }
+
   struct Confirms {
     absl::Mutex mutex;
     int sent ABSL_GUARDED_BY(mutex) = 0;

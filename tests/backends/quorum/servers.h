@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/clock.h"
 #include "latchkey/core/lock_error.h"
 #include "latchkey/core/protocol/locking_protocol.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/memory_backend/memory_backend.h"
 
 namespace latchkey {
@@ -25,7 +27,7 @@ inline constexpr absl::Duration kMaxLease = absl::Seconds(10);
 // A server that may lose its data. Its tokens come from nothing else, and begin at 1 again. It
 // follows the rule of recovery: nothing is granted before every lease from before the loss is over;
 // and from then on it says that its fence is lost, until some quorum has written one.
-class Server final : public LockingProtocol {
+class Server final : public LockingProtocol, public QuorumMember {
  public:
   explicit Server(Clock& clock) : clock_(clock), capabilities_(Empty()->capabilities()) {
     capabilities_.infinite_lease = false;
@@ -45,22 +47,27 @@ class Server final : public LockingProtocol {
   }
 
   void Obtain(const ObtainRequest& request, ObtainCallback done) override {
-    if (on_obtain) std::exchange(on_obtain, nullptr)();
-    asked.push_back(request.acquisition);
-    if (down) return done(BackendUnavailableError("it is down"));
-    if (clock_.Now() < recovered_at_ || (fence_lost_ && !request.reads_fence_back)) {
-      return done(BackendUnavailableError("it is recovering"));
-    }
-    const bool unheard = std::exchange(loses_answer, false);
-    inner_->Obtain(request, [lost = fence_lost_, unheard,
+    if (absl::Status status = BeginObtain(request); !status.ok()) return done(std::move(status));
+    if (fence_lost_) return done(BackendUnavailableError("it is recovering"));
+    inner_->Obtain(request, [unheard = std::exchange(loses_answer, false),
                              done = std::move(done)](absl::StatusOr<ObtainReply> reply) mutable {
       if (unheard) return done(BackendUnknownError("the answer is lost"));
-      if (reply.ok() && lost) {
-        reply->fence_lost = true;
-        reply->fence = 0;
-      }
       done(std::move(reply));
     });
+  }
+  QuorumMember* quorum_member() override { return this; }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    if (absl::Status status = BeginObtain(request); !status.ok()) return done(std::move(status));
+    InnerMember().ObtainAsMember(
+        request, [lost = fence_lost_, unheard = std::exchange(loses_answer, false),
+                  done = std::move(done)](absl::StatusOr<MemberReply> reply) mutable {
+          if (unheard) return done(BackendUnknownError("the answer is lost"));
+          if (reply.ok() && lost) {
+            reply->fence_lost = true;
+            reply->fence = 0;
+          }
+          done(std::move(reply));
+        });
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
     if (down) return done(BackendUnavailableError("it is down"));
@@ -72,7 +79,7 @@ class Server final : public LockingProtocol {
   }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
     if (down) return done(BackendUnavailableError("it is down"));
-    inner_->Confirm(hold, token, [this, done = std::move(done)](auto reply) mutable {
+    InnerMember().Confirm(hold, token, [this, done = std::move(done)](auto reply) mutable {
       if (reply.ok() && reply->outcome == ConfirmOutcome::kConfirmed) fence_lost_ = false;
       done(std::move(reply));
     });
@@ -120,6 +127,16 @@ class Server final : public LockingProtocol {
   std::vector<AcquisitionId> asked;  // By Obtain.
 
  private:
+  absl::Status BeginObtain(const ObtainRequest& request) {
+    if (on_obtain) std::exchange(on_obtain, nullptr)();
+    asked.push_back(request.acquisition);
+    if (down) return BackendUnavailableError("it is down");
+    if (recovering()) return BackendUnavailableError("it is recovering");
+    return absl::OkStatus();
+  }
+
+  QuorumMember& InnerMember() { return *inner_->quorum_member(); }
+
   // One shard, so that one counter makes all tokens.
   std::shared_ptr<LockingProtocol> Empty() const {
     return NewMemoryBackend({.clock = &clock_, .shards = 1});
@@ -143,7 +160,7 @@ inline ObtainRequest Request(AcquisitionId id, Priority priority = 0,
 }
 
 // Keeps calls back until the test says so.
-class Gate final : public LockingProtocol {
+class Gate final : public LockingProtocol, public QuorumMember {
  public:
   explicit Gate(std::shared_ptr<LockingProtocol> inner) : inner_(std::move(inner)) {}
 
@@ -151,6 +168,12 @@ class Gate final : public LockingProtocol {
     // The views live as long as the attempt, which waits for the answer.
     Pass([this, request, done = std::move(done)]() mutable {
       inner_->Obtain(request, std::move(done));
+    });
+  }
+  QuorumMember* quorum_member() override { return this; }
+  void ObtainAsMember(const ObtainRequest& request, MemberCallback done) override {
+    Pass([this, request, done = std::move(done)]() mutable {
+      inner_->quorum_member()->ObtainAsMember(request, std::move(done));
     });
   }
   void Release(const HoldRef& hold, ReleaseCallback done) override {
@@ -161,7 +184,7 @@ class Gate final : public LockingProtocol {
   }
   void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
     Pass([this, hold, token, done = std::move(done)]() mutable {
-      inner_->Confirm(hold, token, std::move(done));
+      inner_->quorum_member()->Confirm(hold, token, std::move(done));
     });
   }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {

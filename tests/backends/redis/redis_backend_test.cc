@@ -23,6 +23,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_error.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/tests/support/await.h"
 #include "latchkey/tests/support/error_log.h"
 #include "latchkey/tests/support/redis_server.h"
@@ -159,7 +160,8 @@ TEST(RedisBackendTest, ConfirmRaisesTokenAndFence) {
   ASSERT_EQ(OutcomeOf(held), ObtainOutcome::kObtained);
   auto confirm = [&](FencingToken token) {
     return Await<ConfirmReply>([&](auto done) {
-      backend->Confirm({.resource = "r", .acquisition = a}, token, std::move(done));
+      backend->quorum_member()->Confirm({.resource = "r", .acquisition = a}, token,
+                                        std::move(done));
     });
   };
   EXPECT_EQ(confirm(held->token - 1)->outcome, ConfirmOutcome::kRaise);
@@ -1018,7 +1020,8 @@ TEST(RedisBackendTest, WhatIsSentOverALinkThatSwallowsTheReplyAndThenRefusesIsUn
                               [done](auto reply) { done(reply.status()); });
              }},
         Case{"Confirm", true, true, [of](LockingProtocol&backend, AcquisitionId id, auto done) {
-               backend.Confirm(of(id), 1, [done](auto reply) { done(reply.status()); });
+               backend.quorum_member()->Confirm(of(id), 1,
+                                                [done](auto reply) { done(reply.status()); });
              }}}) {
     SCOPED_TRACE(c.name);
     RedisServer server;
@@ -1271,8 +1274,9 @@ void ExpectEveryCallEndsInTime(LockingProtocol& backend) {
   std::vector<absl::Status> ends;
   ends.push_back(Obtain(backend, Request(a)).status());
   ends.push_back(Extend(backend, "r", a, absl::Seconds(1)).status());
-  ends.push_back(
-      Await<ConfirmReply>([&](auto done) { backend.Confirm(hold, 1, std::move(done)); }).status());
+  ends.push_back(Await<ConfirmReply>([&](auto done) {
+                   backend.quorum_member()->Confirm(hold, 1, std::move(done));
+                 }).status());
   ends.push_back(Release(backend, "r", a).status());
   for (const absl::Status& end : ends) {
     EXPECT_EQ(ReasonOf(end), Reason::kBackendUnavailable) << end;

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "latchkey/backends/redis/redis_backend.h"
+#include "latchkey/core/protocol/quorum_member.h"
 #include "latchkey/tests/backends/redis/settle.h"
 #include "latchkey/tests/conformance/conformance.h"
 #include "latchkey/tests/support/await.h"
@@ -33,9 +34,7 @@ class PromptWatches final : public LockingProtocol {
   void Extend(const HoldRef& hold, absl::Duration lease, ExtendCallback done) override {
     inner_->Extend(hold, lease, std::move(done));
   }
-  void Confirm(const HoldRef& hold, FencingToken token, ConfirmCallback done) override {
-    inner_->Confirm(hold, token, std::move(done));
-  }
+  QuorumMember* quorum_member() override { return inner_->quorum_member(); }
   Subscription Watch(const WatchRequest& request, WatchCallback on_event) override {
     Subscription subscription = inner_->Watch(request, std::move(on_event));
     if (std::this_thread::get_id() == test_thread_ && !request.resource.empty()) {

@@ -140,21 +140,24 @@ TEST(RedisWireTest, WritesTheCallsOfTheScripts) {
     std::memcpy(bytes.data(), &value, 8);
     return bytes;
   };
-  EXPECT_EQ(Sent(calls.Obtain(request, 1790000000123000), Step::kObtain),
+  EXPECT_EQ(Sent(calls.Obtain(request), Step::kObtain),
             MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
-                         number(30000000) + number(1790000000123000) + number(60000000)}));
+                         number(30000000) + number(0) + number(60000000)}));
+  EXPECT_EQ(
+      Sent(calls.ObtainAsMember(request, 1790000000123000), Step::kObtain),
+      MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
+                   number(30000000) + number(1790000000123000) + number(60000000), "250000"}));
   request.reserve_below = std::numeric_limits<Priority>::max();
   request.reservation_lease = absl::Nanoseconds(1500);
   const std::string_view largest = "18446744073709551615";
-  EXPECT_EQ(Sent(calls.Obtain(request, 0), Step::kObtain),
+  EXPECT_EQ(Sent(calls.Obtain(request), Step::kObtain),
             MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
                          absl::StrCat(number(30000000), number(0), number(60000000), number(2),
                                       number(-1), largest)}));
   // Longer than any number that the scripts can hold.
   request.reservation_lease = absl::InfiniteDuration();
   request.grace = absl::Milliseconds(1);
-  request.reads_fence_back = true;
-  EXPECT_EQ(Sent(calls.Obtain(request, 5), Step::kObtain),
+  EXPECT_EQ(Sent(calls.ObtainAsMember(request, 5), Step::kObtain),
             MakeCommand({"EVALSHA", sha(Step::kObtain), "2", key, "p:marker", id_text, info,
                          absl::StrCat(number(30000000), number(5), number(60000000),
                                       number(4503599627370495), number(1000), largest),
