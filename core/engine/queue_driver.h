@@ -67,10 +67,10 @@ class QueueDriver {
   // ---- Coming and going (queue_entry.cc) ----
 
   // Puts it into the queue, if nothing speaks against that, and takes in its first answer.
-  LengthChange Come(const RefPtr<Waiter>& waiter, WaitQueue& queue, const AcquireOptions& options,
+  LengthChange Come(Waiter& w, WaitQueue& queue, const AcquireOptions& options,
                     const absl::StatusOr<ObtainReply>* first,
                     const absl::StatusOr<absl::int128>& rank)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiter->shard->mu);
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(w.shard->mu);
   // What speaks against its waiting, whatever else waits. `first` is the first answer, if there is
   // one.
   absl::Status WhyNotToWait(Waiter& waiter, const WaitQueue& queue,

@@ -51,7 +51,7 @@ void QueueDriver::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
     created = std::make_unique<WaitQueue>(engine_.by_priority());
     queue = created.get();
   }
-  const LengthChange change = Come(waiter, *queue, options, first, rank);
+  const LengthChange change = Come(w, *queue, options, first, rank);
   const bool suspects = HasSuspects();
   if (engine_.observer() == nullptr && !suspects) {
     DriveAndUnlock(shard, w.resource, queue);
@@ -63,11 +63,10 @@ void QueueDriver::Enqueue(const RefPtr<Waiter>& waiter, const AcquireOptions& op
   Drive(shard, w.resource);
 }
 
-QueueDriver::LengthChange QueueDriver::Come(const RefPtr<Waiter>& waiter, WaitQueue& queue,
+QueueDriver::LengthChange QueueDriver::Come(Waiter& w, WaitQueue& queue,
                                             const AcquireOptions& options,
                                             const absl::StatusOr<ObtainReply>* first,
                                             const absl::StatusOr<absl::int128>& rank) {
-  Waiter& w = *waiter;
   LengthChange change;
   const bool asks = first == nullptr && !engine_.capabilities().answers_at_once;
   const bool failed = first != nullptr && !first->ok();
@@ -83,7 +82,7 @@ QueueDriver::LengthChange QueueDriver::Come(const RefPtr<Waiter>& waiter, WaitQu
     w.outcome = std::move(refused);
     w.withdraws =
         w.maybe_obtained() || (reply != nullptr && reply->outcome == ObtainOutcome::kReserved);
-    queue.refused.push_back(waiter);
+    queue.refused.push_back(RefPtr<Waiter>::Share(&w));
     return change;
   }
   queue.Insert(w, options.skip_queue ? queue.RankToSkip(w, *rank) : *rank, options.skip_queue,
@@ -108,7 +107,7 @@ QueueDriver::LengthChange QueueDriver::Come(const RefPtr<Waiter>& waiter, WaitQu
     HandleAnswer(w, *first);
   }
   // Without time to wait, the first answer decides.
-  if (w.in_queue() && HasTimeout(w)) ArmTimeout(waiter);
+  if (w.in_queue() && HasTimeout(w)) ArmTimeout(RefPtr<Waiter>::Share(&w));
   return change;
 }
 

@@ -1,13 +1,13 @@
 #include "latchkey/core/engine/set_request.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
-#include "latchkey/core/base/callback_scope.h"
 #include "latchkey/core/base/lock_error.h"
 #include "latchkey/core/base/scoped_owner.h"
-#include "latchkey/core/lock/hold.h"
 #include "latchkey/core/lock/lock_set_rep.h"
 
 namespace latchkey::internal {
@@ -15,33 +15,9 @@ namespace {
 
 // Where the retry policy names none.
 constexpr absl::Duration kLongestPause = absl::Milliseconds(100);
-// So many members it asks for at once after a wait, where that saves time; then twice as many each
-// time that none of them was in the way.
-constexpr size_t kAskedAfterAWait = 8;
-
-// Does a member's request end so by what the manager decided, and not by what the backend said?
-bool IsOfManager(Reason reason) {
-  switch (reason) {
-    case Reason::kAcquireTimeout:
-    case Reason::kAttemptsExhausted:
-    case Reason::kTooManyPending:
-    case Reason::kCancelled:
-    case Reason::kShutdown:
-    case Reason::kDeadlock:
-    case Reason::kException:
-      return true;
-    default:
-      return false;
-  }
-}
 
 bool IsLoss(Reason reason) {
   return reason == Reason::kStolen || reason == Reason::kExpired || reason == Reason::kLost;
-}
-
-// A limit that ends it without saying whether anything was done.
-bool IsLimit(Reason reason) {
-  return reason == Reason::kAcquireTimeout || reason == Reason::kAttemptsExhausted;
 }
 
 }  // namespace
@@ -55,7 +31,7 @@ RefPtr<SetRequest> SetRequest::New(ManagerCore& core, std::vector<LockRequest> r
   }
   std::vector<std::unique_ptr<Member>> members;
   absl::flat_hash_map<std::string_view, Member*> seen;
-  // Its steps may run on other threads. Where the order allows circles, an owner shows them.
+  // Its steps may run on other threads. Where the order allows cycles, an owner shows them.
   std::string owner(ScopedOwner::Current());
   if (owner.empty() && order == LockOrder::kAsGiven && core.detector() != nullptr) {
     owner = absl::StrCat("set ", AcquisitionId::Next().ToString());
@@ -88,7 +64,9 @@ absl::Status SetRequest::Check() {
 }
 
 SetRequest::SetRequest(ManagerCore& core, std::vector<std::unique_ptr<Member>> members)
-    : core_(core), members_(std::move(members)) {
+    : core_(core),
+      members_(std::move(members)),
+      plan_(members_.size(), core.capabilities().answers_at_once) {
   for (const std::unique_ptr<Member>& member : members_) {
     timeout_ = std::min(timeout_, member->options.acquire_timeout);
     outage_patience_ = std::min(outage_patience_, member->options.outage_patience);
@@ -101,103 +79,89 @@ SetRequest::SetRequest(ManagerCore& core, std::vector<std::unique_ptr<Member>> m
 }
 
 SetRequest::~SetRequest() {
-  {
-    absl::MutexLock lock(&mu_);
-    closed_ = true;
-  }
+  inbox_.Cancel();
   members_.clear();
   if (shard_ != nullptr) shard_->Unref();
+}
+
+bool SetRequest::MayFollow(Phase before, Phase after) {
+  const auto is = [before](std::initializer_list<Phase> some) {
+    return std::find(some.begin(), some.end(), before) != some.end();
+  };
+  using enum Phase;
+  switch (after) {
+    case kNew:
+      return false;
+    case kAsking:
+      return is({kNew, kAsking, kQueueing, kReserving, kExtending});
+    case kQueueing:
+      return is({kAsking, kQueueing, kReserving, kPausing, kExtending});
+    case kReserving:
+      return is({kAsking, kReserving});
+    case kPausing:
+      return is({kAsking, kQueueing, kReserving, kExtending});
+    case kExtending:
+      return is({kAsking, kQueueing, kReserving});
+    case kReturning:
+      return is({kAsking, kQueueing, kReserving, kExtending});
+    case kEnded:
+      return before != kEnded;
+  }
+  return false;
 }
 
 // ---- Who runs it ----
 
 absl::StatusOr<LockSet> SetRequest::Wait() {
-  {
-    absl::MutexLock lock(&mu_);
-    scheduled_ = true;  // By this thread, to the end.
-  }
+  static_cast<void>(inbox_.Enter());  // The turn is this thread's, to the end.
   Begin();
-  for (;;) {
-    Step();
-    absl::MutexLock lock(&mu_);
-    const auto news = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-      return result_.has_value() || !inbox_.empty();
-    };
-    mu_.Await(absl::Condition(&news));
-    if (result_) return *std::move(result_);
-  }
+  while (!result_) Handle(inbox_.Await());
+  return *std::move(result_);
 }
 
 void SetRequest::Start(AcquireAllCallback done) {
   done_ = std::move(done);
   if (absl::Status bad = Check(); !bad.ok()) {
+    MoveTo(Phase::kEnded);
     Finish(std::move(bad));
     return;
   }
-  {
-    absl::MutexLock lock(&mu_);
-    scheduled_ = true;
-  }
+  static_cast<void>(inbox_.Enter());
   Begin();
-  Step();
+  HandleEvents();
   // What comes after this asks the executor.
 }
 
 void SetRequest::Shutdown() { Post({.kind = Event::kGiveUp, .reason = Reason::kShutdown}); }
 
-// The right to step, for a task: an executor that shuts down may drop it.
-class SetRequest::Ticket {
- public:
-  explicit Ticket(SetRequest* request) : request_(RefPtr<SetRequest>::Share(request)) {}
-  Ticket(Ticket&&) noexcept = default;
-  Ticket& operator=(Ticket&&) = delete;
-  ~Ticket() {
-    if (request_) Take()->OnDropped();
-  }
-  RefPtr<SetRequest> Take() { return std::move(request_); }
-
- private:
-  RefPtr<SetRequest> request_;
-};
-
 void SetRequest::Post(Event event) {
-  {
-    absl::MutexLock lock(&mu_);
-    if (closed_) return;
-    inbox_.push_back(std::move(event));
-    if (scheduled_) return;
-    scheduled_ = true;
-  }
-  core_.RunUser([ticket = Ticket(this)]() mutable { ticket.Take()->Step(); });
+  if (inbox_.Post(std::move(event))) HandleLater();
+}
+
+void SetRequest::PostYield(int64_t round) {
+  // What is asked of several members is asked of the set.
+  const auto same = [round](const Event& other) {
+    return other.kind == Event::kYield && other.round == round;
+  };
+  if (inbox_.PostOnce({.kind = Event::kYield, .round = round}, same)) HandleLater();
+}
+
+void SetRequest::HandleLater() {
+  core_.RunUser([ticket = Ticket(this)]() mutable { ticket.Take()->HandleEvents(); });
+}
+
+void SetRequest::HandleEvents() {
+  inbox_.Deliver([this](Event event) { Handle(std::move(event)); });
 }
 
 void SetRequest::OnDropped() {
-  if (finished_) return;
   // Nothing will run there any more, so this is told to whoever can still be reached.
   End(MakeError(Reason::kShutdown, absl::StrCat(Who(), ": its executor has shut down")));
-}
-
-void SetRequest::Step() {
-  // Handling may drop every other reference.
-  const RefPtr<SetRequest> self = RefPtr<SetRequest>::Share(this);
-  for (;;) {
-    std::vector<Event> events;
-    {
-      absl::MutexLock lock(&mu_);
-      if (inbox_.empty()) {
-        if (!blocking_) scheduled_ = false;
-        return;
-      }
-      events.swap(inbox_);
-    }
-    for (Event& event : events) Handle(event);
-  }
 }
 
 // ---- The rounds ----
 
 void SetRequest::Begin() {
-  blocking_ = done_ == nullptr;
   if (core_.observer() != nullptr) began_ = core_.clock().Now();
   for (const std::unique_ptr<Member>& member : members_) {
     const std::stop_token& cancel = member->options.cancel;
@@ -209,40 +173,32 @@ void SetRequest::Begin() {
       return;
     }
   }
-  if (!core_.capabilities().answers_at_once) {
-    PrepareToWait();
-    ask_at_once_ = members_.size();
-  }
-  if (!finished_) BeginPass(0);
+  if (!core_.capabilities().answers_at_once && !PrepareToWait()) return;
+  TakeStep();
 }
 
-void SetRequest::PrepareToWait() {
-  if (std::exchange(prepared_, true)) return;
+bool SetRequest::PrepareToWait() {
+  if (known_ != Known::kNo) return true;
+  known_ = Known::kYes;
   if (!core_.AddSetRequest(this)) {
     GiveUp(Reason::kShutdown);
-    return;
+    return false;
   }
-  if (timeout_ == absl::InfiniteDuration() || timeout_ == absl::ZeroDuration()) return;
-  const Clock::TimerId timer =
+  if (timeout_ == absl::InfiniteDuration() || timeout_ == absl::ZeroDuration()) return true;
+  timeout_timer_ =
       core_.clock().RunAt(core_.clock().Now() + timeout_, [self = RefPtr<SetRequest>::Share(this)] {
         self->Post({.kind = Event::kGiveUp, .reason = Reason::kAcquireTimeout});
       });
-  absl::MutexLock lock(&mu_);
-  timeout_timer_ = timer;
+  return true;
 }
 
-void SetRequest::Handle(Event& event) {
-  if (finished_) return;
+void SetRequest::Handle(Event event) {
   if (event.kind == Event::kGiveUp) {
     GiveUp(event.reason);
     return;
   }
   if (event.kind == Event::kReturned) {
-    {
-      absl::MutexLock lock(&mu_);
-      if (returns_due_ > 0) return;
-    }
-    EndFailed();
+    if (returns_.AllAnswered()) EndFailed();
     return;
   }
   if (event.round != round_) {
@@ -251,29 +207,20 @@ void SetRequest::Handle(Event& event) {
     return;
   }
   switch (event.kind) {
-    case Event::kAsked: {
-      --answers_due_;
-      answered_ |= event.lock->ok() || event.reply;
-      if (event.lock->ok()) {
-        Take(event.index, **std::move(event.lock));
-      } else if (event.reply) {
-        Note(*members_[event.index], *event.reply);
-      } else {
-        members_[event.index]->failure = event.lock->status();
-      }
-      if (answers_due_ == 0) AllAsked();
+    case Event::kAsked:
+      OnAsked(std::move(event));
       return;
-    }
     case Event::kGranted:
-      OnGranted(event);
+      OnGranted(std::move(event));
       return;
     case Event::kYield:
       Restart();
       return;
-    case Event::kBackedOff:
-      WaitFor(event.index, /*reserve_only=*/false);
+    case Event::kPaused:
+      WaitFor(event.index, Phase::kQueueing);
       return;
     case Event::kExtended:
+      DCHECK(phase_ == Phase::kExtending);
       if (--answers_due_ == 0) Succeed();
       return;
     case Event::kReturned:
@@ -282,18 +229,29 @@ void SetRequest::Handle(Event& event) {
   }
 }
 
-void SetRequest::BeginPass(size_t from) {
-  pass_begin_ = asked_end_ = from;
-  answers_due_ = 0;  // What was asked before does not matter any more.
-  AskSome();
+void SetRequest::Take(const SetStep& step) {
+  switch (step.kind) {
+    case SetStep::kAsk:
+      Ask(step.member);
+      return;
+    case SetStep::kQueue:
+      GiveBack(step.member + 1);
+      WaitFor(step.member, Phase::kQueueing);
+      return;
+    case SetStep::kReserve:
+      WaitFor(step.member, Phase::kReserving);
+      return;
+    case SetStep::kComplete:
+      Complete();
+      return;
+  }
 }
 
-void SetRequest::AskSome() {
-  asked_begin_ = asked_end_;
-  for (; asked_end_ < members_.size() && answers_due_ < ask_at_once_; ++asked_end_) {
-    const size_t i = asked_end_;
-    if (members_[i]->held) continue;
-    members_[i]->failure = absl::OkStatus();
+void SetRequest::Ask(size_t from) {
+  MoveTo(Phase::kAsking);
+  const SetPlan::Batch batch = plan_.BeginBatch(from);
+  for (size_t i = batch.begin; i < batch.end; ++i) {
+    if (plan_.IsHeld(i)) continue;
     // Answers that come at once are in the inbox, too.
     ++answers_due_;
     const ResourceName name(members_[i]->resource);
@@ -307,19 +265,32 @@ void SetRequest::AskSome() {
                                  .reply = std::move(reply)});
                    });
   }
-  if (answers_due_ == 0) AllAsked();
 }
 
-void SetRequest::Take(size_t index, Lock lock) {
+void SetRequest::OnAsked(Event event) {
+  DCHECK(phase_ == Phase::kAsking);
+  Member& member = *members_[event.index];
+  answered_ |= event.lock->ok() || event.reply;
+  if (event.lock->ok()) {
+    Keep(event.index, **std::move(event.lock));
+  } else if (event.reply) {
+    plan_.Hear(event.index, StandingOf(member, *event.reply));
+  } else {
+    member.failure = event.lock->status();
+    plan_.Hear(event.index, Standing::kFailed);
+  }
+  if (--answers_due_ == 0) OnAllAsked();
+}
+
+void SetRequest::Keep(size_t index, Lock lock) {
   Member& member = *members_[index];
   member.lock = std::move(lock);
-  member.held = true;
   member.other_known = false;
-  held_end_ = std::max(held_end_, index + 1);
-  unheard_.push_back(&member);
+  plan_.Hear(index, Standing::kHeld);
+  unheard_.push_back(index);
 }
 
-void SetRequest::Note(Member& member, const ObtainReply& reply) {
+Standing SetRequest::StandingOf(Member& member, const ObtainReply& reply) {
   member.other_known = true;
   member.other_owner = reply.other_owner;
   member.other_priority = reply.other_priority;
@@ -328,26 +299,25 @@ void SetRequest::Note(Member& member, const ObtainReply& reply) {
            other < *member.terms.reserve_below;
   };
   const ResourceName name(member.resource);
-  member.soft = outranks(reply.other_priority) && !core_.IsAnyoneAhead(name, member.terms.priority);
-  if (!member.soft) return;
+  if (!outranks(reply.other_priority) || core_.IsAnyoneAhead(name, member.terms.priority)) {
+    return Standing::kHard;
+  }
   // Where the backend can tell, look closer.
+  Standing standing = Standing::kSoft;
   core_.backend().Inspect(name, [&](const ResourceState& state) {
     if (!state.held || !outranks(state.holder_priority) || !state.preemptible ||
         (state.reserved && state.successor_priority >= member.terms.priority)) {
-      member.soft = false;
+      standing = Standing::kHard;
     }
   });
+  return standing;
 }
 
-void SetRequest::AllAsked() {
-  const auto in_the_way = [](const Member& member) {
-    return !member.held && (!member.soft || !member.failure.ok());
-  };
-  size_t hard = asked_begin_;
-  while (hard < asked_end_ && !in_the_way(*members_[hard])) ++hard;
+void SetRequest::OnAllAsked() {
   const absl::Status failed = NoteFailures();
-  if (hard < asked_end_) {
-    blocked_ = hard;
+  const SetStep step = plan_.NextStep();
+  if (step.kind == SetStep::kQueue || step.kind == SetStep::kReserve) {
+    blocked_ = step.member;
     if (!failed.ok()) {
       Fail(failed);
       return;
@@ -357,47 +327,19 @@ void SetRequest::AllAsked() {
       return;
     }
     // To hear nothing is no attempt; whoever waits for that member asks again in due time.
-    if (members_[hard]->failure.ok() && !CountAttempt()) return;
-    GiveBack(hard + 1);
-    WaitFor(hard, /*reserve_only=*/false);
-    return;
+    const bool heard = plan_.standing(step.member) != Standing::kFailed;
+    if (step.kind == SetStep::kQueue && heard && !CountAttempt()) return;
   }
-  if (!core_.capabilities().answers_at_once) {
-    ask_at_once_ = std::min(2 * ask_at_once_, members_.size());
-  }
-  if (asked_end_ < members_.size()) {
-    AskSome();
-    return;
-  }
-  const size_t first = FirstMissing(0);
-  if (first == members_.size()) {
-    Complete();
-    return;
-  }
-  if (first < pass_begin_) {  // What it knows of that one is old.
-    BeginPass(0);
-    return;
-  }
-  blocked_ = first;
-  if (timeout_ == absl::ZeroDuration()) {
-    GiveUp(Reason::kAcquireTimeout);
-    return;
-  }
-  WaitFor(first, /*reserve_only=*/true);
-}
-
-size_t SetRequest::FirstMissing(size_t from) const {
-  while (from < members_.size() && members_[from]->held) ++from;
-  return from;
+  Take(step);
 }
 
 absl::Status SetRequest::NoteFailures() {
   const absl::Time now = core_.clock().Now();
   const Member* lasting = nullptr;  // Asking again would not help.
   bool any = false;
-  for (size_t i = asked_begin_; i < asked_end_; ++i) {
+  for (size_t i = plan_.batch().begin; i < plan_.batch().end; ++i) {
+    if (plan_.standing(i) != Standing::kFailed) continue;
     const Member& member = *members_[i];
-    if (member.held || member.failure.ok()) continue;
     any = true;
     if (MayPass(member.failure)) {
       outage_.Note(member.failure, now);
@@ -413,13 +355,12 @@ absl::Status SetRequest::NoteFailures() {
   return ends ? outage_.Error(now) : absl::OkStatus();
 }
 
-void SetRequest::WaitFor(size_t index, bool reserve_only) {
-  PrepareToWait();
-  if (finished_) return;
+void SetRequest::WaitFor(size_t index, Phase phase) {
+  if (!PrepareToWait()) return;
   Listen();
+  MoveTo(phase);
   blocked_ = index;
-  reserving_ = reserve_only;
-  waited_ = true;
+  known_ = Known::kWaited;
   wait_stop_.emplace();
   AcquireOptions options = members_[index]->options;
   options.cancel = wait_stop_->get_token();
@@ -429,7 +370,7 @@ void SetRequest::WaitFor(size_t index, bool reserve_only) {
     const absl::Duration gone = core_.clock().Now() - outage_.since();
     options.outage_patience = std::max(outage_patience_ - gone, absl::ZeroDuration());
   }
-  options.max_attempts = reserve_only ? 1 : AcquireOptions::kUnlimited;
+  options.max_attempts = phase == Phase::kReserving ? 1 : AcquireOptions::kUnlimited;
   waiter_ = core_.AcquireMember(
       members_[index]->resource, options,
       [self = RefPtr<SetRequest>::Share(this), round = round_, index](absl::StatusOr<Lock> lock) {
@@ -438,43 +379,26 @@ void SetRequest::WaitFor(size_t index, bool reserve_only) {
       });
 }
 
-void SetRequest::OnGranted(Event& event) {
+void SetRequest::OnGranted(Event event) {
+  DCHECK(phase_ == Phase::kQueueing || phase_ == Phase::kReserving);
   wait_stop_.reset();
   NoteOutageOfWaiter();
   waiter_ = {};
   if (event.lock->ok()) {
     answered_ = true;
     outage_.EndRow();
-    Take(event.index, **std::move(event.lock));
-    if (!reserving_) {
-      BeginPass(given_back_from_);
-      return;
-    }
-    const size_t next = FirstMissing(event.index + 1);
-    if (next < members_.size()) {
-      WaitFor(next, /*reserve_only=*/true);
-    } else {
-      Complete();
-    }
+    Keep(event.index, **std::move(event.lock));
+    TakeStep();
     return;
   }
   const absl::Status& status = event.lock->status();
-  const Reason reason = ReasonOf(status);
-  if (!reserving_ || reason != Reason::kAttemptsExhausted) {
-    const absl::Time now = core_.clock().Now();
-    if (!outage_.unsettled() || MayHaveBeenDone(status)) {
-      Fail(status);
-    } else if (IsOfManager(reason)) {
-      Fail(MakeError(reason, absl::StrCat(status.message(), outage_.ForMessage(now))));
-    } else {
-      Fail(outage_.Error(now));
-    }
+  if (phase_ != Phase::kReserving || ReasonOf(status) != Reason::kAttemptsExhausted) {
+    FailAsWaiter(status);
     return;
   }
   // Somebody else was faster. It must not keep what it has while it waits its turn.
   if (!CountAttempt()) return;
-  GiveBack(0);
-  ++round_;
+  EndRound();
   BackOff(event.index);
 }
 
@@ -488,32 +412,28 @@ void SetRequest::BackOff(size_t index) {
   if (!delay.ok()) {
     Fail(delay.status());
   } else if (*delay == absl::InfiniteDuration()) {  // NoRetry: only when woken.
-    WaitFor(index, /*reserve_only=*/false);
+    WaitFor(index, Phase::kQueueing);
   } else {
     WaitAfter(*delay, index);
   }
 }
 
 void SetRequest::WaitAfter(absl::Duration delay, size_t index) {
-  const Clock::TimerId timer = core_.clock().RunAt(
+  MoveTo(Phase::kPausing);
+  pause_timer_ = core_.clock().RunAt(
       core_.clock().Now() + delay, [self = RefPtr<SetRequest>::Share(this), round = round_, index] {
-        self->Post({.kind = Event::kBackedOff, .round = round, .index = index});
+        self->Post({.kind = Event::kPaused, .round = round, .index = index});
       });
-  absl::MutexLock lock(&mu_);
-  backoff_timer_ = timer;
 }
 
 void SetRequest::Restart() {
-  const bool waiting = wait_stop_.has_value();
+  const bool waiting = phase_ == Phase::kQueueing || phase_ == Phase::kReserving;
   bool lost = false;
-  for (const std::unique_ptr<Member>& member : members_) {
-    lost |= member->held && !member->lock.IsHeld();
+  for (size_t i = 0; i < plan_.held_end(); ++i) {
+    lost |= plan_.IsHeld(i) && !members_[i]->lock.IsHeld();
   }
   if (IsAsking()) outage_.NoteUnanswered();
-  answers_due_ = 0;
-  ++round_;
-  GiveBack(0);
-  StopWaiting();
+  EndRound();
   if (!lost) {
     // As a rule whoever is more urgent is through by the time that this set has its next answer.
     // But another handle of its owner may keep what it has given back, and lets it enter again,
@@ -522,7 +442,7 @@ void SetRequest::Restart() {
     const bool again = now - restarted_ < EngineContext::kShortestRetryDelay;
     restarted_ = now;
     if (!again) {
-      BeginPass(0);
+      TakeStep();
       return;
     }
     const absl::StatusOr<absl::Duration> delay = RetryDelay(blocked_);
@@ -536,7 +456,7 @@ void SetRequest::Restart() {
   // A lease that was over before the set was complete may be over as soon the next time. To ask for
   // everything at once would go on for ever, and keep a thread busy.
   if (waiting) {
-    WaitFor(blocked_, /*reserve_only=*/false);
+    WaitFor(blocked_, Phase::kQueueing);
   } else {
     BackOff(blocked_);
   }
@@ -552,58 +472,43 @@ void SetRequest::StopWaiting() {
   stop.request_stop();
 }
 
-bool SetRequest::IsAsking() const {
-  return answers_due_ > 0 && std::any_of(members_.begin(), members_.end(),
-                                         [](const auto& member) { return !member->held; });
-}
-
 void SetRequest::NoteOutageOfWaiter() {
   if (!waiter_) return;
   if (const std::optional<Outage> outage = QueueDriver::OutageOf(*waiter_)) outage_.Note(*outage);
 }
 
 void SetRequest::GiveBack(size_t index) {
-  for (size_t i = index; i < held_end_; ++i) {
-    Member& member = *members_[i];
-    member.on_yield.reset();
-    if (std::exchange(member.held, false)) Return(std::move(member.lock));
+  for (size_t i = index; i < plan_.held_end(); ++i) {
+    members_[i]->on_yield.reset();
+    if (plan_.IsHeld(i)) Return(std::move(members_[i]->lock));
   }
-  held_end_ = std::min(held_end_, index);
-  given_back_from_ = index;
-  ask_at_once_ = core_.capabilities().answers_at_once ? 1 : kAskedAfterAWait;
+  plan_.GiveBack(index);
+}
+
+void SetRequest::EndRound() {
+  ++round_;
+  answers_due_ = 0;
+  GiveBack(0);
+  StopWaiting();
 }
 
 void SetRequest::Return(Lock lock) {
-  if (finished_) return;  // It goes, whatever the backend says.
-  {
-    absl::MutexLock mutex(&mu_);
-    ++returns_due_;
-  }
+  if (phase_ == Phase::kEnded) return;  // It goes, whatever the backend says.
+  returns_.Begin();
   LockSetRep::Release(lock, [self = RefPtr<SetRequest>::Share(this)](const absl::Status& status) {
-    self->OnReturned(status);
+    // What was lost before is gone, too.
+    const bool gone = status.ok() || IsLoss(ReasonOf(status));
+    if (self->returns_.End(gone ? absl::OkStatus() : status)) {
+      self->Post({.kind = Event::kReturned});
+    }
   });
 }
 
-void SetRequest::OnReturned(const absl::Status& status) {
-  {
-    absl::MutexLock lock(&mu_);
-    --returns_due_;
-    // What was lost before is gone, too.
-    if (!status.ok() && !IsLoss(ReasonOf(status))) not_returned_ = status;
-    if (!awaits_returns_ || returns_due_ > 0) return;
-  }
-  Post({.kind = Event::kReturned});
-}
-
-void SetRequest::NoteReturns() {
-  absl::MutexLock lock(&mu_);
-  if (!not_returned_.ok()) outage_.NoteUnsettled(not_returned_.message());
-}
-
 void SetRequest::Listen() {
-  for (Member* const member : unheard_) {
-    if (!member->held || member->on_yield) continue;
-    member->on_yield.emplace(member->lock.stop_token(), YieldFn{this, round_});
+  for (const size_t index : unheard_) {
+    Member& member = *members_[index];
+    if (!plan_.IsHeld(index) || member.on_yield) continue;
+    member.on_yield.emplace(member.lock.stop_token(), YieldFn{this, round_});
   }
   unheard_.clear();
 }
@@ -612,169 +517,6 @@ bool SetRequest::CountAttempt() {
   if (++attempts_ < max_attempts_) return true;
   GiveUp(Reason::kAttemptsExhausted);
   return false;
-}
-
-// ---- The end ----
-
-void SetRequest::Complete() {
-  // The first members waited for the last ones: their leases begin now.
-  std::vector<Member*> aged;
-  if (waited_) {
-    for (const std::unique_ptr<Member>& member : members_) {
-      const bool finite = member->terms.lease != absl::InfiniteDuration();
-      if (finite && !member->terms.auto_renew) aged.push_back(member.get());
-    }
-  }
-  if (aged.empty()) {
-    Succeed();
-    return;
-  }
-  Listen();
-  answers_due_ = aged.size();
-  for (Member* const member : aged) {
-    // Whatever it answers: a loss, or somebody that waits, is told as a yield.
-    LockSetRep::HoldOf(member->lock)
-        .Extend(member->terms.lease,
-                [self = RefPtr<SetRequest>::Share(this), round = round_](const absl::Status&) {
-                  self->Post({.kind = Event::kExtended, .round = round});
-                });
-  }
-}
-
-void SetRequest::Succeed() {
-  auto rep = std::make_unique<LockSetRep>();
-  rep->members.reserve(members_.size());
-  for (const std::unique_ptr<Member>& member : members_) {
-    member->on_yield.reset();
-    rep->members.push_back({member->resource, std::move(member->lock)});
-    member->held = false;
-  }
-  Finish(LockSet(std::move(rep)));
-}
-
-void SetRequest::GiveUp(Reason reason) {
-  if (!failure_.ok()) {  // What it waits for is only how exactly to say that.
-    EndFailed();
-    return;
-  }
-  std::string message = absl::StrCat(Who(), ": ", WhyGivenUp(reason));
-  if (reason == Reason::kAcquireTimeout) {
-    absl::StrAppend(&message, " (", absl::FormatDuration(timeout_), ")");
-  }
-  if (reason == Reason::kAttemptsExhausted) absl::StrAppend(&message, " (", max_attempts_, ")");
-  if (blocked_ < members_.size()) {
-    const Member& member = *members_[blocked_];
-    // Who waits knows better than what was heard before.
-    std::string holder = waiter_ ? QueueDriver::HolderForMessage(*waiter_) : "";
-    answered_ |= !holder.empty();
-    if (holder.empty() && member.other_known) {
-      holder = absl::StrCat(" is held by ", OwnerForMessage(member.other_owner), " with priority ",
-                            member.other_priority);
-    }
-    if (!holder.empty()) {
-      absl::StrAppend(&message, "; ", ResourceForMessage(member.resource), holder);
-    }
-  }
-  NoteOutageOfWaiter();
-  NoteReturns();
-  // The limit is met without a word on what became of an attempt.
-  const bool unknown = IsLimit(reason) && outage_.ended_unknown();
-  if (IsAsking()) outage_.NoteUnanswered();
-  const absl::Time now = core_.clock().Now();
-  if (reason == Reason::kAcquireTimeout && !answered_ && outage_.failures() > 0) {
-    // A backend that has failed all the time is the reason, not the limit on that time.
-    End(WithContext(Who(), outage_.Error(now)));
-    return;
-  }
-  absl::StrAppend(&message, outage_.ForMessage(now));
-  End(MakeError(unknown ? Reason::kBackendUnknown : reason, message));
-}
-
-void SetRequest::Fail(const absl::Status& status) {
-  absl::Status failure = WithContext(Who(), status);
-  if (IsOfManager(ReasonOf(status)) || MayHaveBeenDone(status)) {
-    End(std::move(failure));
-    return;
-  }
-  failure_ = std::move(failure);
-  answers_due_ = 0;
-  ++round_;
-  GiveBack(0);
-  StopWaiting();
-  {
-    absl::MutexLock lock(&mu_);
-    awaits_returns_ = true;
-    if (returns_due_ > 0) return;
-  }
-  EndFailed();
-}
-
-void SetRequest::EndFailed() {
-  std::string open;
-  {
-    absl::MutexLock lock(&mu_);
-    if (!not_returned_.ok()) {
-      open = std::string(not_returned_.message());
-    } else if (returns_due_ > 0) {
-      open = "that is not answered yet";
-    }
-  }
-  absl::Status failure = failure_;
-  if (!open.empty()) {
-    failure = BackendUnknownError(absl::StrCat(
-        failure.message(), "; and what it had locked may not have been given back: ", open));
-  }
-  End(std::move(failure));
-}
-
-std::string SetRequest::Who() const { return absl::StrCat("could not lock all of ", Names()); }
-
-std::string SetRequest::Names() const {
-  std::vector<std::string_view> names;
-  for (const std::unique_ptr<Member>& member : members_) names.push_back(member->resource);
-  return ResourcesForMessage(names);
-}
-
-void SetRequest::End(absl::Status status) {
-  finished_ = true;  // Nothing that follows from giving back matters any more.
-  if (Observer* const seen = core_.observer(); seen != nullptr && blocked_ < members_.size()) {
-    const Member& member = *members_[blocked_];
-    seen->OnDenied({member.resource, member.terms.owner, member.terms.priority, {}},
-                   core_.clock().Now() - began_, status);
-  }
-  GiveBack(0);
-  StopWaiting();
-  Finish(std::move(status));
-}
-
-void SetRequest::Finish(absl::StatusOr<LockSet> result) {
-  finished_ = true;
-  ++round_;
-  if (prepared_) core_.RemoveSetRequest(this);
-  Clock::TimerId timeout;
-  Clock::TimerId backoff;
-  std::vector<Event> left;
-  {
-    absl::MutexLock lock(&mu_);
-    closed_ = true;
-    left.swap(inbox_);
-    timeout = std::exchange(timeout_timer_, 0);
-    backoff = std::exchange(backoff_timer_, 0);
-  }
-  core_.clock().Cancel(timeout);
-  core_.clock().Cancel(backoff);
-  left.clear();
-  cancels_.clear();
-  if (blocking_) {
-    absl::MutexLock lock(&mu_);
-    result_ = std::move(result);
-    return;
-  }
-  core_.RunUser([self = RefPtr<SetRequest>::Share(this), done = std::move(done_),
-                 result = std::move(result)]() mutable {
-    RunContained([&self] { return absl::StrCat("the callback of a request for ", self->Names()); },
-                 [&] { done(std::move(result)); });
-  });
 }
 
 }  // namespace latchkey::internal

@@ -6,7 +6,7 @@
 // what comes after that, waits for that one in its queue, and goes on behind it: so nobody is asked
 // to yield for a set that is known not to be had anyway, and since what it holds while it waits in
 // a queue comes before what it waits for, sets in sorted order cannot wait for each other in a
-// circle. If all that is missing is soft, as one pass from the beginning has seen, it reserves one
+// cycle. If all that is missing is soft, as one pass from the beginning has seen, it reserves one
 // after the other and waits for it. If it loses a reservation to somebody else, it gives everything
 // back, lets a random time pass, waits for that member in its queue, and begins anew.
 //
@@ -21,8 +21,11 @@
 // If the backend fails or refuses, it gives everything back and ends when it has heard that nothing
 // is held any more: only then that error is true.
 //
-// Thread safety: what happens is posted into an inbox from any thread; one thread at a time empties
-// it (Step). That is the caller's thread for the blocking form, and the executor's for the other.
+// What comes next is decided by SetPlan (set_plan.h), which needs no clock and no backend; done
+// here (set_request.cc); and how it ends is told in set_request_end.cc.
+//
+// Thread safety: what happens is posted into a mailbox from any thread; one thread at a time
+// handles it: the caller's for the blocking form, and the executor's for the other.
 #ifndef LATCHKEY_CORE_ENGINE_SET_REQUEST_H_
 #define LATCHKEY_CORE_ENGINE_SET_REQUEST_H_
 
@@ -33,16 +36,25 @@
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/functional/any_invocable.h"
+#include "absl/log/check.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "latchkey/core/base/clock.h"
+#include "latchkey/core/base/event_mailbox.h"
+#include "latchkey/core/base/lock_error.h"
 #include "latchkey/core/base/ref_counted.h"
+#include "latchkey/core/base/strand.h"
 #include "latchkey/core/engine/manager_core.h"
 #include "latchkey/core/engine/outage.h"
+#include "latchkey/core/engine/request_terms.h"
+#include "latchkey/core/engine/set_plan.h"
+#include "latchkey/core/engine/set_returns.h"
+#include "latchkey/core/engine/waiter.h"
+#include "latchkey/core/lock/lock.h"
 #include "latchkey/core/lock/lock_set.h"
+#include "latchkey/core/policy/acquire_options.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey::internal {
 
@@ -64,10 +76,30 @@ class SetRequest : public RefCounted<SetRequest> {
 
  private:
   friend class RefCounted<SetRequest>;
-  class Ticket;
+  friend class Ticket<SetRequest>;
+
+  // Where it stands. MayFollow() says from where to where it may go.
+  enum class Phase : uint8_t {
+    kNew,
+    kAsking,     // For those members that its plan has asked; the answers are due.
+    kQueueing,   // Waits for a member in its queue.
+    kReserving,  // Waits for a member as its successor, and for nothing else.
+    kPausing,    // Holds nothing, and lets some time pass before it waits for a member.
+    kExtending,  // Holds all, and has the leases begin anew.
+    kReturning,  // Has failed, and waits until all is given back.
+    kEnded,
+  };
+  static bool MayFollow(Phase before, Phase after);
+
+  // What it has told the manager, which it does not do before it has to.
+  enum class Known : uint8_t {
+    kNo,      // Nothing.
+    kYes,     // That it is there; and its timeout runs.
+    kWaited,  // The same, and it has waited: what it holds is getting old.
+  };
 
   struct Event {
-    enum Kind { kAsked, kGranted, kYield, kBackedOff, kExtended, kReturned, kGiveUp };
+    enum Kind { kAsked, kGranted, kYield, kPaused, kExtended, kReturned, kGiveUp };
     Kind kind = kYield;
     int64_t round = 0;
     size_t index = 0;
@@ -78,7 +110,7 @@ class SetRequest : public RefCounted<SetRequest> {
   struct YieldFn {
     SetRequest* request;
     int64_t round;
-    void operator()() const { request->Post({.kind = Event::kYield, .round = round}); }
+    void operator()() const { request->PostYield(round); }
   };
   struct CancelFn {
     SetRequest* request;
@@ -91,8 +123,6 @@ class SetRequest : public RefCounted<SetRequest> {
     AcquireOptions options;
     RequestTerms terms;  // Its owner views options.owner.
     Lock lock = {};
-    bool held = false;
-    bool soft = false;
     absl::Status failure = {};  // What came instead of an answer.
     // Who was in the way.
     bool other_known = false;
@@ -104,30 +134,42 @@ class SetRequest : public RefCounted<SetRequest> {
   SetRequest(ManagerCore& core, std::vector<std::unique_ptr<Member>> members);
   ~SetRequest();
 
-  void Post(Event event) ABSL_LOCKS_EXCLUDED(mu_);
-  // Empties the inbox. At most one thread at a time.
-  void Step() ABSL_LOCKS_EXCLUDED(mu_);
-  // The executor dropped the task that was to step.
-  void OnDropped() ABSL_LOCKS_EXCLUDED(mu_);
+  void Post(Event event);
+  void PostYield(int64_t round);
+  // Has the executor do it.
+  void HandleLater();
+  void HandleEvents();
+  // The executor dropped the task that was to handle events.
+  void OnDropped();
 
-  // The rest is called by the thread that steps.
+  // ---- The rest is called by the thread that handles events ----
+
+  void MoveTo(Phase next) {
+    DCHECK(MayFollow(phase_, next)) << "a set does not come from there to here";
+    phase_ = next;
+  }
   void Begin();
-  // The timeout, and the news that the manager is destroyed.
-  void PrepareToWait();
-  void Handle(Event& event);
-  // Asks for what is missing from `from` on, and then for what is missing before.
-  void BeginPass(size_t from);
-  void AskSome();
-  void AllAsked();
+  // The timeout, and the news that the manager is destroyed. False: that has ended it.
+  bool PrepareToWait();
+  void Handle(Event event);
+  void OnAsked(Event event);
+  void OnGranted(Event event);
+
+  // ---- What its plan says ----
+
+  void TakeStep() { Take(plan_.NextStep()); }
+  void Take(const SetStep& step);
+  void Ask(size_t from);
+  // All that it asked for are answered.
+  void OnAllAsked();
   // Notes about which of those that were asked last the backend failed to answer. The error if the
   // set ends for that.
   absl::Status NoteFailures();
-  // The first from `from` on that is not held; the number of members if there is none.
-  size_t FirstMissing(size_t from) const;
-  void Take(size_t index, Lock lock);
-  void Note(Member& member, const ObtainReply& reply);
-  void WaitFor(size_t index, bool reserve_only);
-  void OnGranted(Event& event);
+  void Keep(size_t index, Lock lock);
+  // May its holder be asked to yield?
+  Standing StandingOf(Member& member, const ObtainReply& reply);
+  // `phase`: kQueueing or kReserving.
+  void WaitFor(size_t index, Phase phase);
   // Gives everything back and begins anew; if it has lost a member, or does so again and again, not
   // with all at once.
   void Restart();
@@ -136,23 +178,27 @@ class SetRequest : public RefCounted<SetRequest> {
   void WaitAfter(absl::Duration delay, size_t index);
   absl::StatusOr<absl::Duration> RetryDelay(size_t index);
   void StopWaiting();
-  // Does it ask for members that it does not hold?
-  bool IsAsking() const;
+  // Is it still to hear whether it holds what it has asked for?
+  bool IsAsking() const { return phase_ == Phase::kAsking && answers_due_ > 0; }
   // What its waiter has heard instead of answers is the set's.
   void NoteOutageOfWaiter();
-  // Gives back the members from `index` on; the next pass begins there.
+  // Gives back the members from `index` on.
   void GiveBack(size_t index);
-  void Return(Lock lock) ABSL_LOCKS_EXCLUDED(mu_);
-  void OnReturned(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
-  // What could not be given back is open as well.
-  void NoteReturns() ABSL_LOCKS_EXCLUDED(mu_);
+  // Gives back all, also what is still on the way; nothing of this round matters any more.
+  void EndRound();
+  void Return(Lock lock);
   // Hears when a member that it holds is wanted by others.
   void Listen();
   // False if there are no more attempts, and it has given up.
   bool CountAttempt();
+
+  // ---- The end (set_request_end.cc) ----
+
   void Complete();
   void Succeed();
   void GiveUp(Reason reason);
+  // With what its waiter ended with.
+  void FailAsWaiter(const absl::Status& status);
   // Gives everything back, and ends with this: where it says that nothing was done, once that is
   // known to be so, and else as unknown.
   void Fail(const absl::Status& status);
@@ -168,50 +214,34 @@ class SetRequest : public RefCounted<SetRequest> {
   absl::Duration timeout_ = absl::InfiniteDuration();
   absl::Duration outage_patience_ = absl::InfiniteDuration();
   int max_attempts_ = AcquireOptions::kUnlimited;
-  AcquireAllCallback done_;  // Null: a thread waits.
 
-  // Used by the thread that steps.
-  bool blocking_ = false;
-  bool prepared_ = false;
-  bool finished_ = false;
-  bool waited_ = false;
-  bool reserving_ = false;  // Waits as a successor, and for nothing else.
-  int64_t round_ = 0;
+  EventMailbox<Event> inbox_;
+  SetReturns returns_;
+
+  // Used by the thread that handles events.
+  AcquireAllCallback done_;  // Null: a thread waits for `result_`.
+  std::optional<absl::StatusOr<LockSet>> result_;
+  Phase phase_ = Phase::kNew;
+  Known known_ = Known::kNo;
+  SetPlan plan_;
+  int64_t round_ = 0;  // A round ends when everything is given back.
   int attempts_ = 0;
   int failures_ = 0;  // Reservations and members lost.
   // Each member is asked for with an acquisition id of its own, so no answer settles what others
   // have left open.
   Outage outage_;
-  bool answered_ = false;  // Was there any answer?
-  absl::Status failure_;   // What it ends with once all is given back; OK: it goes on.
-  size_t answers_due_ = 0;
-  // Of this pass: where it began, what was asked last and is not answered, and what is asked next.
-  size_t pass_begin_ = 0;
-  size_t asked_begin_ = 0;
-  size_t asked_end_ = 0;
-  size_t ask_at_once_ = 1;
-  size_t held_end_ = 0;           // None from here on is held.
-  size_t given_back_from_ = 0;    // Where it goes on with what it waits for.
-  std::vector<Member*> unheard_;  // Taken since it listened last.
-  size_t blocked_ = 0;            // The member that it waits for, or that was last in the way.
+  bool answered_ = false;        // Was there any answer?
+  absl::Status failure_;         // kReturning: what it ends with.
+  size_t answers_due_ = 0;       // kAsking, kExtending.
+  std::vector<size_t> unheard_;  // Taken since it listened last.
+  size_t blocked_ = 0;           // The member that it waits for, or that was last in the way.
   absl::Time began_;
   absl::Time restarted_ = absl::InfinitePast();
   std::optional<std::stop_source> wait_stop_;
   RefPtr<Waiter> waiter_;  // Of the member that it waits for; may be null.
   std::vector<std::unique_ptr<std::stop_callback<CancelFn>>> cancels_;
-
-  absl::Mutex mu_;
-  std::vector<Event> inbox_ ABSL_GUARDED_BY(mu_);
-  bool scheduled_ ABSL_GUARDED_BY(mu_) = false;  // Somebody steps, or is about to.
-  Clock::TimerId timeout_timer_ ABSL_GUARDED_BY(mu_) = 0;
-  Clock::TimerId backoff_timer_ ABSL_GUARDED_BY(mu_) = 0;
-  bool closed_ ABSL_GUARDED_BY(mu_) = false;  // Nothing that comes matters any more.
-  // What it has given back, on the way as well: how many are not answered yet, and why the backend
-  // may have kept some.
-  size_t returns_due_ ABSL_GUARDED_BY(mu_) = 0;
-  absl::Status not_returned_ ABSL_GUARDED_BY(mu_);
-  bool awaits_returns_ ABSL_GUARDED_BY(mu_) = false;
-  std::optional<absl::StatusOr<LockSet>> result_ ABSL_GUARDED_BY(mu_);
+  Clock::TimerId timeout_timer_ = 0;
+  Clock::TimerId pause_timer_ = 0;
 };
 
 }  // namespace latchkey::internal

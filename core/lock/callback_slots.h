@@ -26,10 +26,18 @@ class CallbackSlots {
 
   // False: they are closed, and nothing changes. The old callback ends in the caller's hands.
   bool SetYield(YieldCallback& callback) ABSL_LOCKS_EXCLUDED(mu_) {
-    return Set(on_yield_, callback, had_yield_);
+    absl::MutexLock lock(&mu_);
+    if (closed_) return false;
+    std::swap(on_yield_, callback);
+    had_yield_.store(true, std::memory_order_release);
+    return true;
   }
   bool SetLost(LostCallback& callback) ABSL_LOCKS_EXCLUDED(mu_) {
-    return Set(on_lost_, callback, had_lost_);
+    absl::MutexLock lock(&mu_);
+    if (closed_) return false;
+    std::swap(on_lost_, callback);
+    had_lost_.store(true, std::memory_order_release);
+    return true;
   }
 
   // Was one ever set? Whether there is one to run now, Begin...() says.
@@ -81,14 +89,6 @@ class CallbackSlots {
   }
 
  private:
-  template <typename Callback>
-  bool Set(Callback& slot, Callback& callback, std::atomic<bool>& had) ABSL_LOCKS_EXCLUDED(mu_) {
-    absl::MutexLock lock(&mu_);
-    if (closed_) return false;
-    std::swap(slot, callback);
-    had.store(true, std::memory_order_release);
-    return true;
-  }
   void NoteEnd() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     running_.erase(std::find(running_.begin(), running_.end(), std::this_thread::get_id()));
   }

@@ -47,7 +47,7 @@ struct RecordWatchers::Watcher {
   // Constant.
   AcquisitionId acquisition;
   Priority priority;
-  // Called only by the thread that tells.
+  // Called only by the thread that has the strand.
   WatchCallback on_event;
 
   // Guarded by mu_.
@@ -175,44 +175,48 @@ void RecordWatchers::Answered(const ResourceName& resource, AcquisitionId acquis
 }
 
 void RecordWatchers::Tell(const std::string& resource) {
-  absl::MutexLock lock(&mu_);
-  changed_.insert(resource);
-  if (std::exchange(telling_, true)) return;
-  while (!changed_.empty()) TellOne(changed_.extract(changed_.begin()).value());
-  telling_ = false;
+  {
+    absl::MutexLock lock(&mu_);
+    changed_.insert(resource);
+  }
+  strand_.Run([this] {
+    while (const std::optional<News> news = NextNews()) news->watcher->on_event(news->event);
+  });
 }
 
-void RecordWatchers::TellOne(const std::string& resource) {
-  if (const auto found = resources_.find(resource);
-      found == resources_.end() || !found->second.known) {
-    return;
-  }
-  auto watcher_it = watchers_.lower_bound(Key(resource, std::numeric_limits<Priority>::min(), 0));
-  while (watcher_it != watchers_.end() && std::get<0>(watcher_it->first) == resource) {
-    const absl::Time now = clock_.Now();
-    // A callback may have changed it, or ended every watch and begun a new one. So each watcher is
-    // judged by the newest record.
-    Resource& state = resources_.at(resource);
-    if (!state.known) return;
-    LockRecord& record = state.record;
-    Effects unused;
-    Expire(record, now, unused);
-    const std::optional<WatchEvent> event = watcher_it->second->News(record, now);
-    if (!event) {
-      ++watcher_it;
-      continue;
+std::optional<RecordWatchers::News> RecordWatchers::NextNews() {
+  absl::MutexLock lock(&mu_);
+  for (;;) {
+    if (!told_) {
+      if (changed_.empty()) return std::nullopt;
+      told_.emplace(std::move(changed_.extract(changed_.begin()).value()),
+                    std::numeric_limits<Priority>::min(), 0);
     }
-    const Key key = watcher_it->first;
-    std::shared_ptr<Watcher> watcher = watcher_it->second;
-    mu_.Unlock();
-    watcher->on_event(*event);
-    watcher = nullptr;  // It may be the last reference, with all that the callback owns.
-    mu_.Lock();
-    watcher_it = watchers_.upper_bound(key);
+    std::optional<News> news = NextNewsBehind(*told_);
+    if (news) return news;
+    if (const auto found = resources_.find(std::get<0>(*told_)); found != resources_.end()) {
+      SetTimer(found->first, found->second);
+    }
+    told_.reset();
   }
-  if (const auto found = resources_.find(resource); found != resources_.end()) {
-    SetTimer(resource, found->second);
+}
+
+std::optional<RecordWatchers::News> RecordWatchers::NextNewsBehind(const Key& position) {
+  for (auto it = watchers_.upper_bound(position);
+       it != watchers_.end() && std::get<0>(it->first) == std::get<0>(position); ++it) {
+    // A callback may have changed the record, or ended every watch and begun a new one. So each
+    // watcher is judged by the newest.
+    Resource& state = resources_.at(std::get<0>(it->first));
+    if (!state.known) return std::nullopt;
+    const absl::Time now = clock_.Now();
+    Effects unused;
+    Expire(state.record, now, unused);
+    const std::optional<WatchEvent> event = it->second->News(state.record, now);
+    if (!event) continue;
+    told_ = it->first;
+    return News{it->second, *event};
   }
+  return std::nullopt;
 }
 
 void RecordWatchers::SetTimer(const std::string& resource, Resource& state) {

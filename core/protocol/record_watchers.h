@@ -31,6 +31,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <tuple>
@@ -41,6 +42,7 @@
 #include "absl/time/time.h"
 #include "latchkey/core/base/clock.h"
 #include "latchkey/core/base/lease.h"
+#include "latchkey/core/base/strand.h"
 #include "latchkey/core/protocol/lock_record.h"
 #include "latchkey/core/protocol/locking_protocol.h"
 
@@ -88,14 +90,22 @@ class RecordWatchers : public std::enable_shared_from_this<RecordWatchers> {
     absl::Time timer_at = absl::InfiniteFuture();
   };
 
+  struct News {
+    std::shared_ptr<Watcher> watcher;
+    WatchEvent event;
+  };
+
   // The best first: of one resource by priority, turned round by ~, then by registration.
   using Key = std::tuple<std::string, Priority, uint64_t>;
 
   explicit RecordWatchers(Clock& clock) : clock_(clock) {}
 
   void Remove(const Key& key) ABSL_LOCKS_EXCLUDED(mu_);
+  // Tells the resource's watchers what they have not heard.
   void Tell(const std::string& resource) ABSL_LOCKS_EXCLUDED(mu_);
-  void TellOne(const std::string& resource) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Who is to be told what, next of all; none: nobody. Called by whoever has the strand.
+  std::optional<News> NextNews() ABSL_LOCKS_EXCLUDED(mu_);
+  std::optional<News> NextNewsBehind(const Key& position) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetTimer(const std::string& resource, Resource& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Clock& clock_;
@@ -104,9 +114,10 @@ class RecordWatchers : public std::enable_shared_from_this<RecordWatchers> {
   std::map<Key, std::shared_ptr<Watcher>> watchers_ ABSL_GUARDED_BY(mu_);
   // Those that somebody watches.
   std::map<std::string, Resource> resources_ ABSL_GUARDED_BY(mu_);
-  // Whose watchers are to be told, and whether some thread does it.
+  // Whose watchers are to be told; and of the one whose are being told, the last that was.
   std::set<std::string> changed_ ABSL_GUARDED_BY(mu_);
-  bool telling_ ABSL_GUARDED_BY(mu_) = false;
+  std::optional<Key> told_ ABSL_GUARDED_BY(mu_);
+  internal::Strand strand_;  // Of the thread that tells.
 };
 
 }  // namespace latchkey

@@ -121,23 +121,6 @@ Detached Run(std::unique_ptr<DetachedAwait> await) {
 
 void RunDetached(std::unique_ptr<DetachedAwait> await) { Run(std::move(await)); }
 
-// ---- Tickets ----
-
-// Travels with a callback through the executor, and notices when it is dropped there.
-class TransactionRun::Ticket {
- public:
-  explicit Ticket(TransactionRun* run) : run_(RefPtr<TransactionRun>::Share(run)) {}
-  Ticket(Ticket&&) noexcept = default;
-  Ticket& operator=(Ticket&&) = delete;
-  ~Ticket() {
-    if (run_) Take()->OnDropped();
-  }
-  RefPtr<TransactionRun> Take() { return std::move(run_); }
-
- private:
-  RefPtr<TransactionRun> run_;
-};
-
 // ---- From outside ----
 
 TransactionRun::TransactionRun(CoreRef core, std::vector<std::string> resources,
@@ -152,10 +135,7 @@ TransactionRun::~TransactionRun() { relay_.destroy(); }
 
 void TransactionRun::Start() {
   Ref();  // Its own, until Finish.
-  {
-    absl::MutexLock lock(&mu_);
-    driving_ = true;
-  }
+  static_cast<void>(strand_.Enter());
   UseOptions(std::move(options_));
   if (options_.max_occupation_time != absl::InfiniteDuration()) {
     occupation_timer_ = clock().RunAt(
@@ -165,12 +145,7 @@ void TransactionRun::Start() {
   }
   Acquire();
   // The request was made here, in the caller's order; all the rest is the executor's.
-  {
-    absl::MutexLock lock(&mu_);
-    driving_ = false;
-    if (!again_) return;
-  }
-  Post();
+  if (strand_.Abandon()) Post();
 }
 
 void TransactionRun::StartWith(absl::Status error) {
@@ -311,24 +286,10 @@ void TransactionRun::Post() {
 void TransactionRun::Drive() {
   const auto keep = RefPtr<TransactionRun>::Share(this);
   const OwnerInForce in_force(owner_ != nullptr ? &owner_ : nullptr);
-  {
-    absl::MutexLock lock(&mu_);
-    again_ = true;
-    if (driving_) return;
-    driving_ = true;
-  }
-  for (;;) {
-    {
-      absl::MutexLock lock(&mu_);
-      if (!again_) {
-        driving_ = false;
-        return;
-      }
-      again_ = false;
-    }
+  strand_.Run([this] {
     while (Step()) {
     }
-  }
+  });
 }
 
 bool TransactionRun::Step() {

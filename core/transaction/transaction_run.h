@@ -23,6 +23,7 @@
 #include "latchkey/core/base/lock_error.h"
 #include "latchkey/core/base/ref_counted.h"
 #include "latchkey/core/base/scoped_owner.h"
+#include "latchkey/core/base/strand.h"
 #include "latchkey/core/lock/lock.h"
 #include "latchkey/core/lock/lock_set.h"
 #include "latchkey/core/policy/acquire_options.h"
@@ -67,8 +68,8 @@ using HeldLocks = std::variant<std::monostate, Lock, LockSet>;
 
 // A transaction that was started, without its types. A state machine: whatever happens (a grant, an
 // await that is over, a request to yield, an answer) is noted under the mutex, and one thread at a
-// time (Drive) makes the steps that follow from it, without the mutex. So neither the body nor the
-// handler is ever entered twice or from inside each other.
+// time, which has the strand, makes the steps that follow from it (Drive), without the mutex. So
+// neither the body nor the handler is ever entered twice or from inside each other.
 class TransactionRun : public RefCounted<TransactionRun> {
  public:
   TransactionRun(CoreRef core, std::vector<std::string> resources, AcquireOptions options);
@@ -123,9 +124,9 @@ class TransactionRun : public RefCounted<TransactionRun> {
 
  private:
   friend class RefCounted<TransactionRun>;
+  friend class Ticket<TransactionRun>;
   enum class Phase { kNew, kAcquiring, kRunning, kAwaiting, kReleasing, kRecovering, kDone };
   class Relay;
-  class Ticket;
 
   // Something has happened: on the executor, drives.
   void Post();
@@ -160,7 +161,9 @@ class TransactionRun : public RefCounted<TransactionRun> {
   const std::vector<std::string> resources_;
   const SharedOwner owner_;  // In force where it was started, and for its body; null: none.
 
-  // Touched only by the thread that drives (and by Start, before).
+  Strand strand_;
+
+  // Touched only by the thread that has the strand.
   AcquireOptions options_;
   HeldLocks locks_;
   std::coroutine_handle<> body_;
@@ -182,8 +185,6 @@ class TransactionRun : public RefCounted<TransactionRun> {
   Clock::TimerId execution_timer_ = 0;
 
   mutable absl::Mutex mu_;
-  bool driving_ ABSL_GUARDED_BY(mu_) = false;
-  bool again_ ABSL_GUARDED_BY(mu_) = false;
   Phase phase_ ABSL_GUARDED_BY(mu_) = Phase::kNew;
   std::optional<absl::StatusOr<HeldLocks>> granted_ ABSL_GUARDED_BY(mu_);
   bool await_over_ ABSL_GUARDED_BY(mu_) = false;

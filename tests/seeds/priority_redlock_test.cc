@@ -13,8 +13,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "latchkey/core/lock_manager.h"
-#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/core/policy/retry_policy.h"
+#include "latchkey/core/protocol/locking_protocol.h"
 #include "latchkey/tests/support/fault_injecting_protocol.h"
 #include "latchkey/tests/support/lock_manager_fixture.h"
 

@@ -27,6 +27,12 @@ using ::testing::IsEmpty;
 class WaitQueueTest : public ::testing::Test {
  protected:
   explicit WaitQueueTest(bool by_priority = true) : queue_(by_priority) {}
+  // A queue has a reference to each that is in it.
+  ~WaitQueueTest() override {
+    for (const RefPtr<Waiter>& waiter : waiters_) {
+      if (waiter->in_queue()) waiter->queue->Remove(*waiter);
+    }
+  }
 
   using Phase = Waiter::Phase;
   using Question = Waiter::Question;
