@@ -179,6 +179,8 @@ void RecordWatchers::Tell(const std::string& resource) {
     absl::MutexLock lock(&mu_);
     changed_.insert(resource);
   }
+  // The callbacks may drop the backend, and this with it.
+  const std::shared_ptr<RecordWatchers> keep = shared_from_this();
   strand_.Run([this] {
     while (const std::optional<News> news = NextNews()) news->watcher->on_event(news->event);
   });

@@ -303,6 +303,19 @@ TEST_F(RecordWatchersTest, ACallbackMayEndEveryWatchAndBeginAnother) {
   EXPECT_EQ(anew_heard, 1);
 }
 
+TEST_F(RecordWatchersTest, ACallbackMayDropTheBackendAndItWithThat) {
+  std::optional<Subscription> holder;
+  int heard = 0;
+  holder = watchers_->Watch({.resource = "r", .acquisition = kHolder, .role = WatchRole::kHolder},
+                            [&](const WatchEvent&) {
+                              ++heard;
+                              watchers_ = nullptr;
+                            });
+  watchers_->Changed("r", 1, Reserved());
+  EXPECT_EQ(heard, 1);
+  EXPECT_EQ(watchers_, nullptr);
+}
+
 TEST_F(RecordWatchersTest, ASubscriptionMayOutliveIt) {
   auto [holder, heard] = Watch(kHolder, WatchRole::kHolder);
   watchers_->Changed("r", 1, Held(clock_.Now() + absl::Seconds(1)));
