@@ -653,8 +653,9 @@ TEST(RedisManagerTest, AVictimInAnotherProcessIsToldAndYieldsAndTheThiefEnters) 
   const FencingToken first = victim.Acquire("r", "priority=1 yields=1");
   ASSERT_GT(first, 0u);
   EXPECT_GT(thief.Acquire("r", "priority=2"), first);
-  EXPECT_TRUE(victim.HasSaid("yield r"));
-  EXPECT_FALSE(victim.HasSaid("lost"));
+  EXPECT_TRUE(victim.Hear("yield r"));
+  EXPECT_EQ(victim.State("r"), "state r Released");
+  EXPECT_FALSE(victim.HasSaid("lost")) << "what it said before is heard by now";
 }
 
 TEST(RedisManagerTest, WhenAHolderIsKilledTheNextEntersAtTheEndOfItsLease) {
