@@ -9,16 +9,13 @@
 #include "latchkey/core/base/lock_error.h"
 #include "latchkey/core/base/scoped_owner.h"
 #include "latchkey/core/lock/lock_set_rep.h"
+#include "latchkey/core/lock/loss.h"
 
 namespace latchkey::internal {
 namespace {
 
 // Where the retry policy names none.
 constexpr absl::Duration kLongestPause = absl::Milliseconds(100);
-
-bool IsLoss(Reason reason) {
-  return reason == Reason::kStolen || reason == Reason::kExpired || reason == Reason::kLost;
-}
 
 }  // namespace
 

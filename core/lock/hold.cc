@@ -259,8 +259,7 @@ void Hold::OnLost(absl::AnyInvocable<void(LockState)> callback) {
   {
     absl::MutexLock lock(&mu_);
     signals.state = state_;
-    signals.lost =
-        state_ == LockState::kStolen || state_ == LockState::kExpired || state_ == LockState::kLost;
+    signals.lost = IsLoss(state_);
   }
   if (signals.lost) {
     shard_->context->RunUser([hold = RefPtr<Hold>::Share(this), state = signals.state] {

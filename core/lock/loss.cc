@@ -4,22 +4,10 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "latchkey/core/base/lock_error.h"
 #include "latchkey/core/base/ref_counted.h"
 
 namespace latchkey::internal {
 namespace {
-
-Reason ReasonOfLoss(LockState state) {
-  switch (state) {
-    case LockState::kStolen:
-      return Reason::kStolen;
-    case LockState::kExpired:
-      return Reason::kExpired;
-    default:
-      return Reason::kLost;
-  }
-}
 
 std::string_view HowLost(LockState state) {
   switch (state) {
@@ -33,6 +21,25 @@ std::string_view HowLost(LockState state) {
 }
 
 }  // namespace
+
+bool IsLoss(LockState state) {
+  return state == LockState::kStolen || state == LockState::kExpired || state == LockState::kLost;
+}
+
+bool IsLoss(Reason reason) {
+  return reason == Reason::kStolen || reason == Reason::kExpired || reason == Reason::kLost;
+}
+
+Reason ReasonOfLoss(LockState state) {
+  switch (state) {
+    case LockState::kStolen:
+      return Reason::kStolen;
+    case LockState::kExpired:
+      return Reason::kExpired;
+    default:
+      return Reason::kLost;
+  }
+}
 
 std::string LockForMessage(std::string_view resource, FencingToken token) {
   if (resource.empty()) return absl::StrCat("the lock with fencing token ", token);

@@ -7,11 +7,17 @@
 
 #include "absl/status/status.h"
 #include "latchkey/core/base/lease.h"
+#include "latchkey/core/base/lock_error.h"
 #include "latchkey/core/lock/lock.h"
 #include "latchkey/core/protocol/locking_protocol.h"
 
 namespace latchkey::internal {
 
+// Is the lock in this state lost? Does a step that ends with this reason say so?
+bool IsLoss(LockState state);
+bool IsLoss(Reason reason);
+// Of a state that is a loss.
+Reason ReasonOfLoss(LockState state);
 // For messages. The resource may be empty: not known.
 std::string LockForMessage(std::string_view resource, FencingToken token);
 // The error of a lock that is not held any more; says who holds the resource now where the backend

@@ -9,25 +9,13 @@
 #include "latchkey/core/base/misuse.h"
 #include "latchkey/core/engine/manager_core.h"
 #include "latchkey/core/lock/lock_set_rep.h"
+#include "latchkey/core/lock/loss.h"
 
 namespace latchkey::internal {
 namespace {
 
-bool IsLost(Reason reason) {
-  return reason == Reason::kStolen || reason == Reason::kExpired || reason == Reason::kLost;
-}
-
 Reason ReasonToLeave(LockState state) {
-  switch (state) {
-    case LockState::kStolen:
-      return Reason::kStolen;
-    case LockState::kExpired:
-      return Reason::kExpired;
-    case LockState::kLost:
-      return Reason::kLost;
-    default:
-      return Reason::kYieldRequested;
-  }
+  return IsLoss(state) ? ReasonOfLoss(state) : Reason::kYieldRequested;
 }
 
 std::string_view WhyLeft(Reason reason) {
@@ -518,7 +506,7 @@ bool TransactionRun::StepReleasing() {
   locks_ = std::monostate();
   if (returned_) {
     // Whatever else keeps a release from succeeding, the lock was held until the body returned.
-    if (!ResultIsError() && IsLost(ReasonOf(*released))) SetError(*std::move(released));
+    if (!ResultIsError() && IsLoss(ReasonOf(*released))) SetError(*std::move(released));
     Finish();
   } else if (!stop.ok()) {
     End(std::move(stop));
