@@ -131,7 +131,7 @@ struct LockRequest {
 };
 
 // What is locked as one (AcquireAll, RunAll, and their other forms): names, in braces or any list
-// of strings, or requests with options of their own. Made where it is passed.
+// of strings, or requests with options of their own. A call makes it of its argument.
 class LockRequests {
  public:
   LockRequests() = default;
